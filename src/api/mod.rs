@@ -1,0 +1,3 @@
+//! Protocols on unix sockets. [`attach`]: monitor ⇄ network process.
+
+pub mod attach;

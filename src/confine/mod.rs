@@ -1,0 +1,1 @@
+//! What the network process gives up, in stages.

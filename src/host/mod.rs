@@ -1,0 +1,1 @@
+//! Host side sockets: TCP, UDP, ping, listeners, name resolution.

@@ -1,0 +1,1 @@
+//! Where frames come from and go to: the TAP, an in-memory pair, and middleware.

@@ -1,0 +1,2 @@
+//! The `tapway` binary.
+fn main() {}

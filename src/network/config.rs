@@ -1,0 +1,110 @@
+//! What one network process is told at attach: addresses, policy and published ports.
+//!
+//! Values only. They are chosen and validated by the monitor (`cli::run`), serialised by `api::attach` and read by the
+//! data plane; nothing here changes while an endpoint lives.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// An Ethernet address, in transmission order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mac(pub [u8; 6]);
+
+/// IPv4 side of an endpoint's address plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanV4 {
+    /// The segment, e.g. 10.0.2.0/24.
+    pub subnet: Ipv4Net,
+    /// Router and alias for the host (subnet + 2).
+    pub gateway: Ipv4Addr,
+    /// Where the guest asks for names (subnet + 3).
+    pub dns: Ipv4Addr,
+    /// The guest's own address (subnet + 100, or --ip later).
+    pub guest: Ipv4Addr,
+}
+
+/// IPv6 side of an endpoint's address plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanV6 {
+    /// The segment, always a /64 (a random ULA unless given).
+    pub subnet: Ipv6Net,
+    /// Router's global address and alias for the host (prefix::2).
+    pub gateway: Ipv6Addr,
+    /// Router's link-local address (fe80::2), source of router advertisements and the guest's next hop.
+    pub gateway_link_local: Ipv6Addr,
+    /// Where the guest asks for names (prefix::3).
+    pub dns: Ipv6Addr,
+    /// The guest's own address (prefix::64, i.e. decimal 100).
+    pub guest: Ipv6Addr,
+}
+
+/// Which parts of TAP offloading the kernel granted, tried one by one when the TAP was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offloads {
+    /// `IFF_VNET_HDR`: each frame starts with a 10-byte virtio-net header. Without it nothing else is possible.
+    pub vnet_hdr: bool,
+    /// `TUN_F_CSUM`: the guest leaves TCP and UDP checksums partial.
+    pub csum: bool,
+    /// `TUN_F_TSO4`.
+    pub tso4: bool,
+    /// `TUN_F_TSO6`.
+    pub tso6: bool,
+    /// `TUN_F_USO4` and `TUN_F_USO6` (Linux 6.2; set together).
+    pub uso: bool,
+}
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One bound host socket that stands for one published port. The descriptor travels beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// TCP (listening, non-blocking) or UDP (bound, non-blocking, PKTINFO on).
+    pub proto: Proto,
+    /// Address that the socket is bound to.
+    pub host_addr: IpAddr,
+    /// Port that the socket is bound to (the chosen one where the user left it open).
+    pub host_port: u16,
+    /// Port on the guest.
+    pub guest_port: u16,
+}
+
+/// Everything the data plane must know of an endpoint before its first frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointConfig {
+    /// 12-digit id of the sandbox, for logs.
+    pub id: String,
+    /// MTU of the guest's interface.
+    pub mtu: u16,
+    /// The guest's MAC address.
+    pub guest_mac: Mac,
+    /// The gateway's MAC address; it answers for every address but the guest's.
+    pub gateway_mac: Mac,
+    /// IPv4 plan; None switches the family off.
+    pub v4: Option<PlanV4>,
+    /// IPv6 plan; None switches the family off.
+    pub v6: Option<PlanV6>,
+    /// What the TAP can do.
+    pub offloads: Offloads,
+    /// The gateway address reaches the host's 127.0.0.1 and ::1 (else the host's address on its default route).
+    pub allow_host_loopback: bool,
+    /// 169.254.0.0/16 is reachable (cloud metadata lives there).
+    pub allow_link_local: bool,
+    /// Source address of outgoing IPv4 sockets.
+    pub outbound_v4: Option<Ipv4Addr>,
+    /// Source address of outgoing IPv6 sockets.
+    pub outbound_v6: Option<Ipv6Addr>,
+    /// Host name of the guest, handed out by DHCP.
+    pub hostname: String,
+    /// Search domains, handed out by DHCP and router advertisements.
+    pub dns_search: Vec<String>,
+}

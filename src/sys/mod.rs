@@ -1,0 +1,7 @@
+//! All unsafe code of tapway: thin, typed wrappers around system calls that nix and socket2 do not have.
+//!
+//! Each block says which precondition holds and why. Everything that leaves this module is an `OwnedFd`, a
+//! `BorrowedFd`, a value or an errno.
+#![allow(unsafe_code)]
+
+pub mod fd;
