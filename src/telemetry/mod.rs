@@ -1,1 +1,285 @@
-//! Logging and counters.
+//! Logging: what tapway tells on stderr, and how it keeps quiet.
+//!
+//! Each process of tapway (monitor, network process) calls [`init`] once, at its start. Events go to stderr, one line
+//! each, written with a single `write(2)`, so that two processes sharing a terminal do not mix their lines. Two formats:
+//!
+//! ```text
+//! text, no -v    tapway: warn: the text of the event key=value
+//! text, -v…      2026-11-21T05:25:43.120381Z tapway: info: the text of the event key=value
+//! json           {"timestamp":"…","level":"WARN","fields":{"message":"…","key":"value"},"target":"tapway::link"}
+//! ```
+//!
+//! The level comes from the number of -v: warnings, then info, debug, trace. `TAPWAY_LOG`, when set, takes directives as
+//! `tapway::stack=debug,warn` instead; it costs a regex engine's start-up, which is why the variable and not the level is
+//! what switches it on: `init` stands on the path from `tapway run` to the command.
+//!
+//! Deliberately not here: log files, syslog, rotation (stderr is the caller's to direct), and any log call on the path of
+//! a frame. What a guest can provoke at will is reported through [`RateLimit`]. Control characters in values are escaped
+//! by the formatter, so a hostile name cannot drive the user's terminal.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Environment variable with filter directives (`target=level,…`); replaces the level of -v when set and not empty.
+pub const ENV: &str = "TAPWAY_LOG";
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to stderr: warnings, and more with each -v.
+///
+/// A second call in one process changes nothing. A bad `TAPWAY_LOG` is reported and the level of -v holds.
+pub fn init(verbosity: u8, format: LogFormat) {
+    let level = level(verbosity);
+    let directives = std::env::var(ENV).ok().filter(|text| !text.is_empty());
+    let (filter, complaint) = match directives.map(|text| EnvFilter::try_new(&text).map_err(|error| (text, error))) {
+        None => (Filter::Level(level), None),
+        Some(Ok(filter)) => (Filter::Directives(filter), None),
+        Some(Err(bad)) => (Filter::Level(level), Some(bad)),
+    };
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // The error of `try_init` says only that a subscriber is there already.
+    let _ = subscriber(filter, format, verbosity > 0, colour, std::io::stderr).try_init();
+    if let Some((text, error)) = complaint {
+        tracing::warn!("{ENV}={text} is not a list of target=level directives ({error}); it is ignored");
+    }
+}
+
+fn level(verbosity: u8) -> LevelFilter {
+    match verbosity {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    }
+}
+
+/// Which events are written.
+enum Filter {
+    Level(LevelFilter),
+    Directives(EnvFilter),
+}
+
+fn subscriber<W>(filter: Filter, format: LogFormat, timed: bool, colour: bool, writer: W) -> tracing::Dispatch
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt().with_writer(writer).with_ansi(colour);
+    match (format, filter) {
+        (LogFormat::Text, Filter::Level(level)) => {
+            builder.event_format(TextLine { timed }).with_max_level(level).finish().into()
+        }
+        (LogFormat::Text, Filter::Directives(filter)) => {
+            builder.event_format(TextLine { timed }).with_env_filter(filter).finish().into()
+        }
+        (LogFormat::Json, Filter::Level(level)) => builder.json().with_max_level(level).finish().into(),
+        (LogFormat::Json, Filter::Directives(filter)) => builder.json().with_env_filter(filter).finish().into(),
+    }
+}
+
+/// The text format of the module head.
+struct TextLine {
+    /// Start with the wall-clock time, UTC.
+    timed: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for TextLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if self.timed {
+            SystemTime.format_time(&mut writer)?;
+            writer.write_char(' ')?;
+        }
+        // SGR colours: 31 red, 33 yellow, 32 green, 34 blue, 35 magenta (ECMA-48).
+        let (name, colour) = match *event.metadata().level() {
+            Level::ERROR => ("error", 31),
+            Level::WARN => ("warn", 33),
+            Level::INFO => ("info", 32),
+            Level::DEBUG => ("debug", 34),
+            Level::TRACE => ("trace", 35),
+        };
+        if writer.has_ansi_escapes() {
+            write!(writer, "tapway: \x1b[{colour}m{name}\x1b[0m: ")?;
+        } else {
+            write!(writer, "tapway: {name}: ")?;
+        }
+        ctx.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// A token bucket for things a guest can provoke: how often one warning may be written.
+///
+/// `burst` go through at once, then one every `interval`; what is held back is counted and told with the next one that
+/// goes through. No clock inside: time is an argument, the [`Duration`] since the process started, and may not matter
+/// if it steps back (then nothing is refilled).
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    burst: u32,
+    interval: Duration,
+    tokens: u32,
+    /// When the newest token counted as refilled.
+    refilled: Duration,
+    suppressed: u64,
+}
+
+impl RateLimit {
+    /// A full bucket of `burst`, refilled by one every `interval` (zero: no limit at all).
+    pub const fn new(burst: NonZeroU32, interval: Duration) -> Self {
+        Self { burst: burst.get(), interval, tokens: burst.get(), refilled: Duration::ZERO, suppressed: 0 }
+    }
+
+    /// May one go out at `now`? `Some(n)`: yes, and `n` were held back since the last that did.
+    pub fn allow(&mut self, now: Duration) -> Option<u64> {
+        if self.interval.is_zero() {
+            return Some(0);
+        }
+        let elapsed = now.saturating_sub(self.refilled);
+        let earned = u32::try_from(elapsed.as_nanos() / self.interval.as_nanos()).unwrap_or(u32::MAX);
+        if earned >= self.burst - self.tokens {
+            // Full: time spent full earns nothing.
+            self.tokens = self.burst;
+            self.refilled = self.refilled.max(now);
+        } else {
+            self.tokens += earned;
+            self.refilled += self.interval * earned;
+        }
+        if self.tokens == 0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.tokens -= 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    /// A sink that keeps what was written, one entry for each write call.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<String>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().push(String::from_utf8(text.to_vec()).unwrap());
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(filter: Filter, format: LogFormat, timed: bool, colour: bool, emit: impl FnOnce()) -> Vec<String> {
+        let sink = Sink::default();
+        let to = sink.clone();
+        tracing::dispatcher::with_default(&subscriber(filter, format, timed, colour, move || to.clone()), emit);
+        sink.0.lock().unwrap().clone()
+    }
+
+    fn emit_all() {
+        tracing::error!("an error");
+        tracing::warn!(port = 80, "a warning");
+        tracing::info!("an info");
+        tracing::debug!("a debug");
+        tracing::trace!("a trace");
+    }
+
+    #[test]
+    fn each_v_shows_one_level_more() {
+        for (verbosity, expected) in [(0, 2), (1, 3), (2, 4), (3, 5), (200, 5)] {
+            let written = lines(Filter::Level(level(verbosity)), LogFormat::Text, false, false, emit_all);
+            assert_eq!(written.len(), expected, "-v × {verbosity}: {written:?}");
+        }
+    }
+
+    #[test]
+    fn text_lines_are_whole_writes_without_escapes() {
+        let written = lines(Filter::Level(level(0)), LogFormat::Text, false, false, emit_all);
+        assert_eq!(written, ["tapway: error: an error\n", "tapway: warn: a warning port=80\n"]);
+    }
+
+    #[test]
+    fn a_terminal_gets_colour_and_minus_v_gets_time() {
+        let written = lines(Filter::Level(level(0)), LogFormat::Text, true, true, || tracing::warn!("w"));
+        assert!(written[0].contains("\x1b[33mwarn\x1b[0m"), "{written:?}");
+        assert!(written[0].starts_with("20") && written[0].contains("Z tapway: "), "{written:?}");
+    }
+
+    #[test]
+    fn control_characters_of_a_guest_do_not_reach_the_terminal() {
+        let name = "evil\x1b[2J.example";
+        let written = lines(Filter::Level(level(0)), LogFormat::Text, false, false, || tracing::warn!("name {name}"));
+        assert!(!written[0].contains('\x1b'), "{written:?}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let written = lines(Filter::Level(level(0)), LogFormat::Json, false, false, emit_all);
+        assert_eq!(written.len(), 2);
+        let value: serde_json::Value = serde_json::from_str(&written[1]).unwrap();
+        assert_eq!(value["level"], "WARN");
+        assert_eq!(value["fields"]["message"], "a warning");
+        assert_eq!(value["fields"]["port"], 80);
+        assert!(value["timestamp"].is_string());
+    }
+
+    #[test]
+    fn directives_choose_by_target() {
+        let filter = Filter::Directives(EnvFilter::new("tapway=info,other=off"));
+        let written = lines(filter, LogFormat::Text, false, false, || {
+            tracing::info!("kept");
+            tracing::debug!("too fine");
+            tracing::error!(target: "other", "silenced");
+        });
+        assert_eq!(written, ["tapway: info: kept\n"]);
+    }
+
+    #[test]
+    fn the_bucket_lets_a_burst_through_then_one_an_interval() {
+        let at = Duration::from_millis;
+        let mut limit = RateLimit::new(NonZeroU32::new(3).unwrap(), at(100));
+        assert_eq!([0, 0, 0, 0, 0].map(|ms| limit.allow(at(ms))), [Some(0), Some(0), Some(0), None, None]);
+        assert_eq!(limit.allow(at(99)), None);
+        assert_eq!(limit.allow(at(100)), Some(3));
+        assert_eq!(limit.allow(at(150)), None);
+        // Part of an interval is not lost: 150 ms → 200 ms completes the second one.
+        assert_eq!(limit.allow(at(200)), Some(1));
+        // A long rest fills the bucket to its burst, no further.
+        let late = Duration::from_secs(3600);
+        assert_eq!([late; 4].map(|now| limit.allow(now)), [Some(0), Some(0), Some(0), None]);
+        // A clock that steps back neither refills nor panics.
+        assert_eq!(limit.allow(at(5)), None);
+        assert_eq!(limit.allow(Duration::MAX), Some(2));
+    }
+
+    #[test]
+    fn no_interval_means_no_limit() {
+        let mut limit = RateLimit::new(NonZeroU32::MIN, Duration::ZERO);
+        assert!((0..1000).all(|_| limit.allow(Duration::ZERO) == Some(0)));
+    }
+}
