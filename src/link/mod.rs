@@ -1,1 +1,3 @@
 //! Where frames come from and go to: the TAP, an in-memory pair, and middleware.
+
+pub mod pcap;
