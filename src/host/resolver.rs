@@ -1,0 +1,443 @@
+//! The DNS forwarder behind the guest's DNS address. Runs on the control plane's tokio runtime.
+//!
+//! The data plane hands a guest's UDP query over as bytes ([`Resolver::resolve`]), and a guest's TCP connection as a
+//! stream ([`serve_tcp`]). Questions go on as the bytes they came in, only the id is changed, to the host's own name
+//! servers; answers come back as the bytes they are. Nothing is cached (the host's server does that), nothing is
+//! validated beyond "this answers that", and no public server is ever invented: without servers there is SERVFAIL.
+//!
+//! **One question.** Servers are tried in the order of the host's resolv.conf. A server that is silent for
+//! [`Limits::server_timeout`] stays listened to, and the next one is asked beside it; after the last the round begins
+//! anew, until [`Limits::total_timeout`] is over. A server that refuses, fails or is not there (SERVFAIL, NOTIMP,
+//! REFUSED, ICMP port unreachable) is skipped at once, and its answer is given only if nobody has a better one. Every
+//! attempt has a socket of its own, so a source port and an id of its own (RFC 5452 §9.2), connected, so that the kernel
+//! drops what comes from elsewhere; id, direction and question are checked besides.
+//!
+//! | transport of the guest | asked upstream | given back |
+//! |---|---|---|
+//! | UDP | UDP; TCP too where that answer is truncated | whole if it fits the guest's EDNS size (or 512), else truncated |
+//! | TCP | TCP; UDP where no connection can be made | whole |
+//!
+//! **Answered here:** `localhost` and all names under it (RFC 6761 §6.3), garbage (FORMERR), operations other than QUERY
+//! (NOTIMP), zone transfers (REFUSED: they are streams of messages).
+//!
+//! **Limits.** Questions in flight, servers, connections' pipelines and every wait are bounded by [`Limits`]; beyond the
+//! first there is SERVFAIL at once, counted in [`Stats::overload`].
+
+use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::wire::dns_message::{self, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
+
+/// Bounds of the forwarder.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Questions in flight, over all guests and connections.
+    pub in_flight: usize,
+    /// Servers taken from the host's list.
+    pub servers: usize,
+    /// Attempts for one question.
+    pub attempts: usize,
+    /// How long one server may be silent before the next is asked beside it.
+    pub server_timeout: Duration,
+    /// How long a question may take in all.
+    pub total_timeout: Duration,
+    /// Questions of one TCP connection that are worked on at once; further ones are not read meanwhile.
+    pub pipeline: usize,
+    /// A TCP connection on which nothing is asked for that long is closed; so is one that takes no answer.
+    pub tcp_idle: Duration,
+}
+
+impl Default for Limits {
+    /// 256 questions: each costs a descriptor and a port or two. Three servers, as resolv.conf(5) has it (MAXNS). Two
+    /// seconds for a server rather than that manual's five, since we ask in a round what a stub asks in a row; 4.5
+    /// seconds in all, so that SERVFAIL is there before a stub with that manual's default of five gives up on us.
+    /// 10 s of idling ("a few seconds" in RFC 7766 §6.2.3), 16 questions in a pipeline.
+    fn default() -> Self {
+        Self {
+            in_flight: 256,
+            servers: 3,
+            attempts: 6,
+            server_timeout: Duration::from_secs(2),
+            total_timeout: Duration::from_millis(4500),
+            pipeline: 16,
+            tcp_idle: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How the guest asked, which bounds the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A datagram: the answer fits the size that the question announces.
+    Udp,
+    /// A connection: the answer is whole.
+    Tcp,
+}
+
+/// What happened to questions so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Questions that went to a server.
+    pub forwarded: u64,
+    /// Questions answered here: names of this host, garbage, what is not carried.
+    pub local: u64,
+    /// Questions that no server answered.
+    pub failed: u64,
+    /// Questions refused because too many were in flight.
+    pub overload: u64,
+    /// Datagrams from a server that did not answer what it was asked.
+    pub mismatched: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    forwarded: AtomicU64,
+    local: AtomicU64,
+    failed: AtomicU64,
+    overload: AtomicU64,
+    mismatched: AtomicU64,
+}
+
+/// Room for an answer over UDP. A question that announces less has a server that sends less; what does not fit is asked
+/// for over TCP.
+const UDP_BUFFER: usize = 4096;
+/// Longest message (the 16-bit length of RFC 1035 §4.2.2).
+const MAX_MESSAGE: usize = 0xffff;
+/// Life of our answers about `localhost`, seconds: they never change. One day is what most zones for it have.
+const LOCALHOST_TTL: u32 = 86_400;
+/// Pause after an attempt failed for want of something on this host, so that a round never spins.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The forwarder. See the module.
+#[derive(Debug)]
+pub struct Resolver {
+    limits: Limits,
+    servers: RwLock<Arc<[SocketAddr]>>,
+    in_flight: AtomicUsize,
+    counters: Counters,
+    random: RandomState,
+    drawn: AtomicU64,
+}
+
+/// One question's place among those in flight.
+struct Ticket<'a>(&'a AtomicUsize);
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Work under way, polled in place: it may borrow, and dropping it ends it.
+type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What came of one attempt.
+enum Attempt {
+    /// An answer to give.
+    Answer(Vec<u8>),
+    /// An answer to give if there is no better one.
+    Poor(Vec<u8>),
+    /// None: the server is not there, or spoke nonsense.
+    Failed,
+}
+
+impl Resolver {
+    /// A forwarder without servers; see [`Self::set_servers`].
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            servers: RwLock::new(Arc::new([])),
+            in_flight: AtomicUsize::new(0),
+            counters: Counters::default(),
+            random: RandomState::new(),
+            drawn: AtomicU64::new(0),
+        }
+    }
+
+    /// The servers to ask from now on, in order; those beyond [`Limits::servers`] are left out. Questions in flight stay
+    /// with the servers that they began with.
+    pub fn set_servers(&self, mut servers: Vec<SocketAddr>) {
+        servers.truncate(self.limits.servers);
+        *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers.into();
+    }
+
+    /// The servers that are asked.
+    pub fn servers(&self) -> Vec<SocketAddr> {
+        self.current().to_vec()
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            forwarded: get(&self.counters.forwarded),
+            local: get(&self.counters.local),
+            failed: get(&self.counters.failed),
+            overload: get(&self.counters.overload),
+            mismatched: get(&self.counters.mismatched),
+        }
+    }
+
+    /// The answer to one message of a guest, or None where nothing may be said to it (it is no question). Takes
+    /// [`Limits::total_timeout`] at most.
+    pub async fn resolve(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let parsed = match Query::parse(query) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                count(&self.counters.local);
+                return dns_message::error_answer(query, error);
+            }
+        };
+        let limit = match transport {
+            Transport::Udp => parsed.max_udp(),
+            Transport::Tcp => MAX_MESSAGE,
+        };
+        let answer = if let Some(answer) = answer_here(&parsed) {
+            count(&self.counters.local);
+            answer
+        } else if let Some(_ticket) = self.admit() {
+            count(&self.counters.forwarded);
+            if let Some(mut answer) = self.ask_servers(&parsed, transport).await {
+                answer[..2].copy_from_slice(&parsed.id.to_be_bytes());
+                answer
+            } else {
+                count(&self.counters.failed);
+                parsed.answer(Rcode::ServFail)
+            }
+        } else {
+            count(&self.counters.overload);
+            parsed.answer(Rcode::ServFail)
+        };
+        Some(parsed.fit(answer, limit))
+    }
+
+    fn current(&self) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.servers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn admit(&self) -> Option<Ticket<'_>> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let ticket = Ticket(&self.in_flight);
+        (before < self.limits.in_flight).then_some(ticket)
+    }
+
+    /// An id that nobody can guess: a counter under a keyed hash (SipHash, keyed by the kernel's randomness).
+    fn random_id(&self) -> u16 {
+        self.random.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed)) as u16
+    }
+
+    /// Asks one server after the other; see the module.
+    async fn ask_servers(&self, query: &Query<'_>, transport: Transport) -> Option<Vec<u8>> {
+        let servers = self.current();
+        if servers.is_empty() {
+            return None;
+        }
+        let deadline = Instant::now() + self.limits.total_timeout;
+        let mut order = servers.iter().copied().cycle().take(self.limits.attempts).enumerate().peekable();
+        let mut ask_at = Instant::now();
+        let mut running: Vec<Running<'_, Attempt>> = Vec::new();
+        let mut poor = None;
+        loop {
+            if Instant::now() >= deadline || (order.peek().is_none() && running.is_empty()) {
+                return poor;
+            }
+            if Instant::now() >= ask_at
+                && let Some((_, server)) = order.next()
+            {
+                running.push(Box::pin(self.attempt(server, query, transport)));
+                ask_at = Instant::now() + self.limits.server_timeout;
+            }
+            let wait = if order.peek().is_some() { deadline.min(ask_at) } else { deadline };
+            let ended = tokio::select! {
+                ended = any_of(&mut running), if !running.is_empty() => ended,
+                () = sleep_until(wait) => continue,
+            };
+            match ended {
+                Attempt::Answer(answer) => return Some(answer),
+                Attempt::Poor(answer) => {
+                    poor.get_or_insert(answer);
+                }
+                Attempt::Failed => {}
+            }
+            match order.peek() {
+                // There is one that was not asked yet.
+                Some(&(asked, _)) if asked < servers.len() => ask_at = Instant::now(),
+                // Nobody is of use. A server that is just being restarted may be, after a breath.
+                _ if running.is_empty() && poor.is_none() => ask_at = Instant::now() + RETRY_PAUSE,
+                _ if running.is_empty() => return poor,
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks one server. Ends when it answers or cannot; the caller's deadline ends it otherwise.
+    async fn attempt(&self, server: SocketAddr, query: &Query<'_>, transport: Transport) -> Attempt {
+        let answer = match transport {
+            Transport::Udp => match self.ask_udp(server, query).await {
+                // The short answer is better than none.
+                Ok(short) if dns_message::is_truncated(&short) => {
+                    let whole = timeout(self.limits.server_timeout, self.ask_tcp(server, query)).await;
+                    Ok(whole.ok().and_then(Result::ok).unwrap_or(short))
+                }
+                answer => answer,
+            },
+            Transport::Tcp => match self.ask_tcp(server, query).await {
+                Ok(answer) => Ok(answer),
+                Err(_) => self.ask_udp(server, query).await,
+            },
+        };
+        match answer {
+            Ok(answer) if matches!(dns_message::rcode(&answer), 2 | 4 | 5) => Attempt::Poor(answer),
+            // A truncated answer over a connection would make the guest ask again for ever.
+            Ok(answer) if transport == Transport::Tcp && dns_message::is_truncated(&answer) => Attempt::Failed,
+            Ok(answer) => Attempt::Answer(answer),
+            Err(error) => {
+                tracing::debug!(%server, %error, "name server of no use");
+                Attempt::Failed
+            }
+        }
+    }
+
+    async fn ask_udp(&self, server: SocketAddr, query: &Query<'_>) -> io::Result<Vec<u8>> {
+        let unspecified: IpAddr =
+            if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        // The kernel draws the source port at random; connecting makes it drop what others send.
+        let socket = UdpSocket::bind((unspecified, 0)).await?;
+        socket.connect(server).await?;
+        let id = self.random_id();
+        socket.send(&query.with_id(id)).await?;
+        let mut buffer = vec![0; query.max_udp().max(UDP_BUFFER) + 1];
+        loop {
+            let length = socket.recv(&mut buffer).await?;
+            if !query.is_answered_by(&buffer[..length], id) {
+                count(&self.counters.mismatched);
+                continue;
+            }
+            if length == buffer.len() {
+                // The kernel cut it.
+                buffer[2] |= 0x02;
+                return Ok(query.fit(buffer, 0));
+            }
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+
+    async fn ask_tcp(&self, server: SocketAddr, query: &Query<'_>) -> io::Result<Vec<u8>> {
+        let connected = timeout(self.limits.server_timeout, TcpStream::connect(server)).await;
+        let mut stream = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        stream.set_nodelay(true)?;
+        let id = self.random_id();
+        // One write: length and message belong into one segment (RFC 7766 §8).
+        stream.write_all(&framed(&query.with_id(id))).await?;
+        let length = usize::from(stream.read_u16().await?);
+        let mut answer = vec![0; length];
+        stream.read_exact(&mut answer).await?;
+        if !query.is_answered_by(&answer, id) {
+            count(&self.counters.mismatched);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "answer to another question over TCP"));
+        }
+        Ok(answer)
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What is never asked of a server.
+fn answer_here(query: &Query<'_>) -> Option<Vec<u8>> {
+    if matches!(query.qtype, TYPE_AXFR | TYPE_IXFR) {
+        return Some(query.answer(Rcode::Refused));
+    }
+    query.is_under("localhost").then(|| {
+        let both = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        query.address_answer(&both, LOCALHOST_TTL)
+    })
+}
+
+/// `message` with its length in front (RFC 1035 §4.2.2).
+fn framed(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 + message.len());
+    out.extend((message.len() as u16).to_be_bytes());
+    out.extend(message);
+    out
+}
+
+/// Serves DNS over one connection (RFC 7766): questions with their length in front, several at once, answers in the
+/// order in which they become ready. Ends when the guest has closed and has its answers, after [`Limits::tcp_idle`]
+/// without a question, at a message that nothing may be said to, or when answers are not taken.
+pub async fn serve_tcp(stream: UnixStream, resolver: Arc<Resolver>) {
+    let limits = resolver.limits;
+    let (mut reader, mut writer) = stream.into_split();
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut chunk = vec![0; UDP_BUFFER];
+    let mut running: Vec<Running<'_, Option<Vec<u8>>>> = Vec::new();
+    let mut ended = false;
+    let mut idle = Instant::now() + limits.tcp_idle;
+    loop {
+        while running.len() < limits.pipeline
+            && let Some(message) = take_message(&mut buffer)
+        {
+            let resolver = Arc::clone(&resolver);
+            running.push(Box::pin(async move { resolver.resolve(&message, Transport::Tcp).await }));
+            idle = Instant::now() + limits.tcp_idle;
+        }
+        if ended && running.is_empty() {
+            return;
+        }
+        let reads = !ended && running.len() < limits.pipeline;
+        tokio::select! {
+            read = reader.read(&mut chunk), if reads => match read {
+                Ok(0) => ended = true,
+                Ok(length) => buffer.extend(&chunk[..length]),
+                Err(_) => return,
+            },
+            answer = any_of(&mut running), if !running.is_empty() => {
+                let Some(answer) = answer else { return };
+                let written = timeout(limits.tcp_idle, writer.write_all(&framed(&answer))).await;
+                if !matches!(written, Ok(Ok(()))) {
+                    return;
+                }
+                idle = Instant::now() + limits.tcp_idle;
+            }
+            () = sleep_until(idle), if running.is_empty() => return,
+        }
+    }
+}
+
+/// The first of `running` to end; it is taken out.
+async fn any_of<T>(running: &mut Vec<Running<'_, T>>) -> T {
+    poll_fn(|context| {
+        for at in 0..running.len() {
+            if let Poll::Ready(value) = running[at].as_mut().poll(context) {
+                drop(running.swap_remove(at));
+                return Poll::Ready(value);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// The first whole message in `buffer`, taken out. An empty one counts: it is no question, and ends the connection.
+fn take_message(buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let length = usize::from(u16::from_be_bytes([*buffer.first()?, *buffer.get(1)?]));
+    let message = buffer.get(2..2 + length)?.to_vec();
+    buffer.drain(..2 + length);
+    Some(message)
+}
+
+#[cfg(test)]
+mod tests;
