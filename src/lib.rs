@@ -8,6 +8,7 @@ pub mod confine;
 pub mod host;
 pub mod link;
 pub mod network;
+pub mod runtime;
 pub mod sandbox;
 pub mod stack;
 pub mod sys;

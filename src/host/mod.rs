@@ -1,1 +1,7 @@
-//! Host side sockets: TCP, UDP, ping, listeners, name resolution.
+//! Host side sockets: how they are made and what their errors mean to the guest. They are held by `runtime`.
+
+pub mod address;
+pub mod datagram;
+pub mod echo;
+pub mod resolver;
+pub mod stream;

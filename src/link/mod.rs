@@ -1,3 +1,4 @@
-//! Where frames come from and go to: the TAP, an in-memory pair, and middleware.
+//! Where frames come from and go to: the TAP, and middleware.
 
 pub mod pcap;
+pub mod tap;

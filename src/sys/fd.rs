@@ -10,3 +10,10 @@ pub fn adopt(raw: RawFd) -> OwnedFd {
     // wrapped exactly once, here; so it is open and owned by nobody else.
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
+
+/// Watches a descriptor on the running tokio runtime, which owns it from then on.
+pub fn watch(fd: OwnedFd) -> std::io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: `OwnedFd` is one descriptor for its whole life and stays open until the `AsyncFd`, which owns it, has
+    // deregistered it.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(Into::into)
+}

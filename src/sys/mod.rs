@@ -5,3 +5,5 @@
 #![allow(unsafe_code)]
 
 pub mod fd;
+pub mod msg;
+pub mod random;

@@ -1,1 +1,10 @@
 //! Bytes ⇄ typed views on top of `smoltcp::wire`. No I/O, no clock, no allocation.
+
+pub mod chain;
+pub mod csum;
+pub mod dns_name;
+pub mod fragment;
+pub mod icmp_error;
+pub mod ndisc;
+pub mod tcp_segment;
+pub mod vnet;

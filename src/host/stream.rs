@@ -1,0 +1,144 @@
+//! Host TCP sockets.
+//!
+//! Each carries SO_LINGER{1,0} from birth, cleared only when both directions have ended in order: if this process dies,
+//! its peers see a reset, and a cut stream never looks complete. TCP_NODELAY because the guest's kernel has done its own
+//! batching; TCP_NOTSENT_LOWAT so that a slow uplink's queue stays in the guest's view instead of hiding megabytes here.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage};
+use nix::sys::socket::{accept4, connect, recv, send, shutdown, socket};
+use socket2::SockRef;
+
+use crate::stack::tcp::ConnectFailure;
+use crate::sys;
+use crate::wire::icmp_error::IcmpError;
+
+/// Unsent bytes above which the socket counts as full (dataplane.md, rule 7).
+const NOTSENT_LOWAT: i32 = 256 * 1024;
+
+/// How a connect() began.
+#[derive(Debug)]
+pub enum Connect {
+    /// Wait until it is writable, then ask [`connect_result`].
+    Pending(OwnedFd),
+    /// It is connected.
+    Done(OwnedFd),
+    /// It failed at once.
+    Failed(ConnectFailure),
+    /// No socket could be had (descriptors, memory); errno for the log.
+    NoSocket(Errno),
+}
+
+/// Options that every host socket of a flow carries.
+pub fn prepare(fd: BorrowedFd<'_>) {
+    let socket = SockRef::from(&fd);
+    // Failing, any of these leaves a working connection.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = sys::msg::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, NOTSENT_LOWAT);
+}
+
+/// Starts a connection to `target`, from `source` if given.
+pub fn start(target: SocketAddr, source: Option<IpAddr>) -> Connect {
+    let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = match socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None) {
+        Ok(fd) => fd,
+        // The host has no such family: nothing routes there.
+        Err(Errno::EAFNOSUPPORT) => {
+            return Connect::Failed(ConnectFailure::Unreachable(IcmpError::NetUnreachable));
+        }
+        Err(errno) => return Connect::NoSocket(errno),
+    };
+    prepare(fd.as_fd());
+    if let Some(source) = source
+        && let Err(error) = SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
+    {
+        return Connect::Failed(failure(error.raw_os_error().unwrap_or(0)));
+    }
+    match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(target)) {
+        Ok(()) => Connect::Done(fd),
+        Err(Errno::EINPROGRESS | Errno::EINTR) => Connect::Pending(fd),
+        Err(errno) => Connect::Failed(failure(errno as i32)),
+    }
+}
+
+/// What became of a pending connect.
+pub fn connect_result(fd: BorrowedFd<'_>) -> Result<(), ConnectFailure> {
+    match SockRef::from(&fd).take_error() {
+        Ok(None) => Ok(()),
+        Ok(Some(error)) | Err(error) => Err(failure(error.raw_os_error().unwrap_or(0))),
+    }
+}
+
+/// What the guest shall feel of a connect() that failed with `errno`.
+pub fn failure(errno: i32) -> ConnectFailure {
+    match Errno::from_raw(errno) {
+        Errno::ECONNREFUSED | Errno::ECONNRESET => ConnectFailure::Refused,
+        Errno::ENETUNREACH => ConnectFailure::Unreachable(IcmpError::NetUnreachable),
+        Errno::EHOSTUNREACH | Errno::EHOSTDOWN => ConnectFailure::Unreachable(IcmpError::HostUnreachable),
+        Errno::EACCES | Errno::EPERM => ConnectFailure::Unreachable(IcmpError::AdminProhibited),
+        Errno::ENOPROTOOPT => ConnectFailure::Unreachable(IcmpError::ProtocolUnreachable),
+        // A time-out is silence, and so is a blackhole route (EINVAL, net/ipv4/route.c).
+        _ => ConnectFailure::Silent,
+    }
+}
+
+/// Accepts one connection.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
+    let raw = accept4(std::os::fd::AsRawFd::as_raw_fd(&listener), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)?;
+    let fd = sys::fd::adopt(raw);
+    prepare(fd.as_fd());
+    // Gone already (reset between handshake and accept): as if it had never come.
+    let client = SockRef::from(&fd).peer_addr()?;
+    let client = client.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok((fd, client))
+}
+
+/// What moving bytes came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// This many.
+    Bytes(usize),
+    /// None now; wait for readiness.
+    Blocked,
+    /// The other side broke the connection.
+    Broken,
+}
+
+fn moved(result: nix::Result<usize>) -> Moved {
+    match result {
+        Ok(n) => Moved::Bytes(n),
+        Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM) => Moved::Blocked,
+        Err(_) => Moved::Broken,
+    }
+}
+
+/// Sends from `bytes`.
+pub fn send_bytes(fd: BorrowedFd<'_>, bytes: &[u8]) -> Moved {
+    moved(send(std::os::fd::AsRawFd::as_raw_fd(&fd), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT))
+}
+
+/// Receives into `room`; zero bytes are the end of file.
+pub fn recv_bytes(fd: BorrowedFd<'_>, room: &mut [u8]) -> Moved {
+    moved(recv(std::os::fd::AsRawFd::as_raw_fd(&fd), room, MsgFlags::MSG_DONTWAIT))
+}
+
+/// Passes the guest's FIN on.
+pub fn finish_sending(fd: BorrowedFd<'_>) -> bool {
+    shutdown(std::os::fd::AsRawFd::as_raw_fd(&fd), Shutdown::Write).is_ok()
+}
+
+/// Lets the kernel finish the connection in order after close(): both directions have ended.
+pub fn allow_orderly_close(fd: BorrowedFd<'_>) {
+    let _ = SockRef::from(&fd).set_linger(None);
+}
+
+/// Probes a silent peer, because the guest does.
+pub fn keep_alive(fd: BorrowedFd<'_>) {
+    let _ = SockRef::from(&fd).set_keepalive(true);
+}

@@ -1,0 +1,554 @@
+//! The data plane thread: waits for readiness, and moves bytes.
+//!
+//! One turn: wait; note what is ready; read frames from the TAP (a budget a turn, so that no guest starves the hosts);
+//! do the TCP work the stack asks for; move the bytes of every flow that something happened to; send what is due. Epoll is
+//! level-triggered, so whatever a budget left behind is reported again.
+//!
+//! A TCP flow is watched for input while the guest can take some, for output while the host socket is full. A full
+//! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
+//! still set and reads at once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use smoltcp::time::Instant;
+use tokio::sync::mpsc;
+
+use super::capture::Capture;
+use super::control::{self, Control, DnsAnswer};
+use super::sockets::{KeptError, Sockets, TcpSocket, Token};
+use super::{Attached, RuntimeError, system};
+use crate::api::attach::{self, FromNetwork};
+use crate::host::stream::{self, Connect, Moved};
+use crate::host::{address, echo};
+use crate::link::tap::Read;
+use crate::network::config::Proto;
+use crate::stack::arena::Id;
+use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
+use crate::stack::verdict::DropReason;
+use crate::stack::{HostError, Limits, Stack};
+use crate::sys::msg;
+use crate::wire::vnet::MAX_FRAME;
+
+/// Events taken in one wait.
+const EVENTS: usize = 256;
+/// Frames read from the TAP in one turn.
+const FRAME_BUDGET: usize = 64;
+/// Bytes read from the TAP in one turn: half a large ring, so that the guest's window never closes for our batching.
+const BYTE_BUDGET: usize = 512 * 1024;
+/// Bytes moved from one host socket in one turn.
+const HOST_BUDGET: usize = 512 * 1024;
+/// Datagrams (coalesced ones count once) read from one socket in one turn.
+const DATAGRAM_BUDGET: usize = 64;
+/// Connections accepted from one listener in one turn.
+const ACCEPT_BUDGET: usize = 64;
+/// Free ring space worth waking up for: a quarter of a small ring.
+const ROOM_LOWAT: usize = 16 * 1024;
+/// How often the host's own addresses are asked for, while there is traffic.
+const ADDRESS_AGE: Duration = Duration::from_secs(1);
+/// How long a listener rests when descriptors run out.
+const LISTENER_REST: Duration = Duration::from_millis(100);
+/// Longest wait, so that a clock jump or a forgotten timer heals.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// The data plane of one endpoint.
+pub struct Engine {
+    stack: Stack,
+    sockets: Sockets,
+    frame: Box<[u8]>,
+    datagram: Box<[u8]>,
+    answers: mpsc::Receiver<DnsAnswer>,
+    wake: Arc<EventFd>,
+    start: Clock,
+    addresses_at: Option<Instant>,
+    resting_until: Option<Instant>,
+    tap_gone: bool,
+}
+
+/// Sets both planes up; nothing of the guest is read yet. `conn` is the attach connection, for the control plane.
+pub fn build(attached: Attached, conn: OwnedFd) -> Result<(Engine, Control), RuntimeError> {
+    let Attached { endpoint, tap, pcap, listeners, dns } = attached;
+    let (queries, queries_out) = mpsc::channel(control::QUEUE);
+    let (answers, answers_out) = mpsc::channel(control::QUEUE);
+    let wake =
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(system("make an eventfd"))?;
+    let wake = Arc::new(wake);
+    let mut sockets = Sockets::new(&endpoint, tap, listeners, queries).map_err(system("set up epoll"))?;
+    sockets.watch(wake.as_fd(), Token::Control).map_err(system("watch the eventfd"))?;
+    sockets.capture = pcap.map(Capture::new);
+    let mut seed = [0u8; 8];
+    crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
+    let stack = Stack::new(endpoint, Limits::default(), u64::from_ne_bytes(seed), Instant::ZERO);
+    let engine = Engine {
+        stack,
+        sockets,
+        frame: vec![0; MAX_FRAME].into_boxed_slice(),
+        datagram: vec![0; usize::from(u16::MAX) + 1].into_boxed_slice(),
+        answers: answers_out,
+        wake: Arc::clone(&wake),
+        start: Clock::now(),
+        addresses_at: None,
+        resting_until: None,
+        tap_gone: false,
+    };
+    Ok((engine, Control { conn, dns, queries: queries_out, answers, wake }))
+}
+
+impl Engine {
+    fn now(&self) -> Instant {
+        Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX))
+    }
+
+    /// Runs for ever; only an error of epoll itself, or the TAP's end, returns.
+    pub fn run(mut self) -> Result<(), RuntimeError> {
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        loop {
+            let timeout = self.timeout();
+            let ready = match self.sockets.epoll.wait(&mut events, timeout) {
+                Ok(n) => n,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => return Err(system("wait for events")(errno)),
+            };
+            let now = self.now();
+            self.refresh_addresses(now);
+            let mut tap = false;
+            for event in &events[..ready] {
+                match Token::decode(event.data()) {
+                    Some(Token::Tap) => tap = true,
+                    Some(Token::Tcp(flow)) => self.tcp_ready(flow, event.events(), now),
+                    Some(Token::Udp(id)) => self.udp_ready(id, event.events(), now),
+                    Some(Token::Ping(id)) => self.ping_ready(id, event.events()),
+                    Some(Token::Listener(index)) => self.listener_ready(index, event.events(), now),
+                    Some(Token::Control) => self.control_ready(),
+                    None => {}
+                }
+            }
+            if tap {
+                self.read_tap(now)?;
+                if self.tap_gone {
+                    tracing::info!("the TAP is gone: leaving");
+                    return Ok(());
+                }
+            }
+            if self.stack.next_timeout().is_some_and(|at| at <= now) {
+                self.stack.handle_timeout(now, &mut self.sockets);
+            }
+            self.settle(now);
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let now = self.now();
+        let mut wait = LONGEST_WAIT;
+        for at in [self.stack.next_timeout(), self.resting_until].into_iter().flatten() {
+            let left = if at > now { Duration::from_micros((at - now).total_micros()) } else { Duration::ZERO };
+            wait = wait.min(left);
+        }
+        // Rounded up: waking early would spin until the deadline.
+        EpollTimeout::try_from(wait.as_micros().div_ceil(1000) as u64 as i32).unwrap_or(EpollTimeout::NONE)
+    }
+
+    fn refresh_addresses(&mut self, now: Instant) {
+        if self.addresses_at.is_none_or(|at| now >= at + ADDRESS_AGE.into()) {
+            self.addresses_at = Some(now);
+            self.stack.set_host_addresses(address::default_v4(), address::default_v6());
+        }
+        if self.resting_until.is_some_and(|at| at <= now) {
+            self.resting_until = None;
+            for index in 0..self.sockets.listeners.len() {
+                self.sockets.pause_listener(index, false);
+            }
+        }
+    }
+
+    fn read_tap(&mut self, now: Instant) -> Result<(), RuntimeError> {
+        let mut bytes = 0;
+        for _ in 0..FRAME_BUDGET {
+            match self.sockets.tap.read(&mut self.frame) {
+                Ok(Read::Frame(len)) => {
+                    bytes += len;
+                    let frame = &mut self.frame[..len];
+                    if let Some(capture) = &mut self.sockets.capture {
+                        capture.from_guest(frame);
+                    }
+                    self.stack.handle_from_guest(now, frame, &mut self.sockets);
+                    if !self.sockets.errors.is_empty() {
+                        self.tell_errors();
+                    }
+                    if bytes >= BYTE_BUDGET {
+                        return Ok(());
+                    }
+                }
+                Ok(Read::Empty) => return Ok(()),
+                Ok(Read::Gone) => {
+                    self.tap_gone = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(system("read from the TAP")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Does everything that the events of this turn led to.
+    fn settle(&mut self, now: Instant) {
+        self.sockets.flush();
+        loop {
+            let mut idle = true;
+            while let Some(work) = self.stack.poll_tcp_work() {
+                idle = false;
+                self.do_work(work, now);
+            }
+            while let Some(flow) = self.stack.poll_dirty() {
+                idle = false;
+                self.serve(flow, now);
+            }
+            if idle {
+                break;
+            }
+        }
+        while let Some(id) = self.stack.poll_udp_closed() {
+            self.sockets.close_udp(id);
+        }
+        while let Some(id) = self.stack.poll_ping_closed() {
+            self.sockets.close_ping(id);
+        }
+        if !self.sockets.errors.is_empty() {
+            self.tell_errors();
+        }
+        let drops = std::mem::take(&mut self.sockets.drops);
+        for (reason, n) in drops.iter() {
+            for _ in 0..n {
+                self.stack.count_drop(reason);
+            }
+        }
+    }
+
+    fn tell_errors(&mut self) {
+        let mut errors = std::mem::take(&mut self.sockets.errors);
+        for error in errors.drain(..) {
+            let KeptError { id, echo, kind, target, offender, ref data, len } = error;
+            let host_error = HostError { kind, target, offender, payload: &data[..len] };
+            match echo {
+                Some(seq) => self.stack.handle_ping_error(id, seq, &host_error, &mut self.sockets),
+                None => self.stack.handle_udp_error(id, &host_error, &mut self.sockets),
+            }
+        }
+        self.sockets.errors = errors;
+    }
+
+    // ---- TCP ----
+
+    fn do_work(&mut self, work: TcpWork, now: Instant) {
+        match work {
+            TcpWork::Connect { flow, target } => self.connect(flow, target, now),
+            TcpWork::Keepalive { flow } => {
+                if let Some(socket) = self.sockets.tcp.get_mut(flow) {
+                    stream::keep_alive(socket.fd.as_fd());
+                }
+            }
+            TcpWork::Close { flow, in_order } => {
+                if let Some(socket) = self.sockets.tcp.take(flow)
+                    && in_order
+                {
+                    stream::allow_orderly_close(socket.fd.as_fd());
+                }
+                // The descriptor is free again: listeners that rest may try.
+                if self.resting_until.is_some() {
+                    self.resting_until = Some(now);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, flow: Id, target: TcpTarget, now: Instant) {
+        let started = match target {
+            TcpTarget::Outside(to) => stream::start(to, self.sockets.outbound(to.is_ipv6())),
+            TcpTarget::Host(to) => stream::start(to, None),
+            TcpTarget::Dns => match self.sockets.open_dns_stream() {
+                Ok(fd) => Connect::Done(fd),
+                Err(_) => Connect::Failed(ConnectFailure::Refused),
+            },
+        };
+        match started {
+            Connect::Pending(fd) => self.add_socket(flow, fd, true),
+            Connect::Done(fd) => {
+                self.add_socket(flow, fd, false);
+                self.stack.handle_tcp_connected(flow, now);
+            }
+            Connect::Failed(failure) => {
+                self.stack.handle_tcp_connect_failed(flow, failure, now, &mut self.sockets);
+            }
+            Connect::NoSocket(errno) => {
+                self.sockets.warn_socket("TCP", &io::Error::from(errno));
+                self.sockets.drops.count(DropReason::HostSocket);
+                // Silence: the guest repeats its SYN, and by then a descriptor may be free.
+                self.stack.handle_tcp_connect_failed(flow, ConnectFailure::Silent, now, &mut self.sockets);
+            }
+        }
+    }
+
+    fn add_socket(&mut self, flow: Id, fd: OwnedFd, connecting: bool) {
+        let socket = TcpSocket {
+            fd,
+            connecting,
+            readable: false,
+            writable: !connecting,
+            shut: false,
+            eof: false,
+            interest: None,
+        };
+        self.sockets.tcp.put(flow, socket);
+        let wanted = if connecting { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+        self.sockets.set_tcp_interest(flow, Some(wanted));
+    }
+
+    fn tcp_ready(&mut self, flow: Id, flags: EpollFlags, now: Instant) {
+        let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
+        if socket.connecting {
+            match stream::connect_result(socket.fd.as_fd()) {
+                Ok(()) => {
+                    socket.connecting = false;
+                    socket.writable = true;
+                    self.sockets.set_tcp_interest(flow, Some(EpollFlags::EPOLLIN));
+                    self.stack.handle_tcp_connected(flow, now);
+                }
+                Err(failure) => {
+                    self.stack.handle_tcp_connect_failed(flow, failure, now, &mut self.sockets);
+                }
+            }
+            return;
+        }
+        if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            // Read whatever is left; the error comes behind it. Where nothing more is read, the flow is broken.
+            if socket.eof {
+                self.stack.handle_host_reset(flow);
+            }
+            socket.readable = true;
+            socket.writable = true;
+        }
+        if flags.contains(EpollFlags::EPOLLIN) {
+            socket.readable = true;
+        }
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            socket.writable = true;
+        }
+        self.serve(flow, now);
+    }
+
+    /// Moves the bytes of one flow both ways, then lets the stack send.
+    fn serve(&mut self, flow: Id, now: Instant) {
+        let Self { stack, sockets, .. } = self;
+        let Some(socket) = sockets.tcp.get_mut(flow) else {
+            stack.finish_tcp(flow, now, sockets);
+            return;
+        };
+        if socket.connecting {
+            return;
+        }
+        let fd = socket.fd.as_fd();
+        let mut ready = stack.tcp_readiness(flow);
+        let mut broken = false;
+        while ready.from_guest > 0 && socket.writable && !broken {
+            let mut offered = 0;
+            let taken = stack.lend_from_guest(flow, |bytes| {
+                offered = bytes.len();
+                match stream::send_bytes(fd, bytes) {
+                    Moved::Bytes(n) => n,
+                    Moved::Blocked => 0,
+                    Moved::Broken => {
+                        broken = true;
+                        0
+                    }
+                }
+            });
+            if taken < offered {
+                socket.writable = false;
+            }
+            ready.from_guest -= taken;
+            if taken == 0 {
+                break;
+            }
+        }
+        if !broken && !socket.shut {
+            // The ring may just have been drained behind the guest's FIN.
+            ready = stack.tcp_readiness(flow);
+            if ready.shut_host {
+                socket.shut = true;
+                stream::finish_sending(fd);
+                stack.handle_host_shut(flow);
+            }
+        }
+        let mut budget = HOST_BUDGET;
+        while !broken && socket.readable && !socket.eof && ready.to_guest_room > 0 && budget > 0 {
+            let mut room_len = 0;
+            let mut ended = false;
+            let filled = stack.lend_to_guest(flow, |room| {
+                room_len = room.len().min(budget);
+                match stream::recv_bytes(fd, &mut room[..room_len]) {
+                    Moved::Bytes(0) if room_len > 0 => {
+                        ended = true;
+                        0
+                    }
+                    Moved::Bytes(n) => n,
+                    Moved::Blocked => 0,
+                    Moved::Broken => {
+                        broken = true;
+                        0
+                    }
+                }
+            });
+            budget -= filled;
+            ready.to_guest_room -= filled;
+            if ended {
+                socket.eof = true;
+                stack.handle_host_eof(flow);
+            }
+            // A short read has emptied the socket; level-triggered epoll tells of more.
+            if filled < room_len {
+                socket.readable = false;
+            }
+        }
+        if broken {
+            stack.handle_host_reset(flow);
+        }
+        stack.finish_tcp(flow, now, sockets);
+        self.watch(flow);
+    }
+
+    /// Brings epoll in line with what the flow waits for now.
+    fn watch(&mut self, flow: Id) {
+        let ready = self.stack.tcp_readiness(flow);
+        let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
+        let mut wanted = EpollFlags::empty();
+        // Input that is known to wait is read when the guest makes room; watching it would only spin.
+        if !socket.eof && ready.wants_host_data && (ready.to_guest_room >= ROOM_LOWAT || !socket.readable) {
+            wanted |= EpollFlags::EPOLLIN;
+        }
+        if ready.from_guest > 0 && !socket.writable {
+            wanted |= EpollFlags::EPOLLOUT;
+        }
+        // Both directions ended: EPOLLHUP would be reported without end.
+        let over = socket.eof && socket.shut;
+        self.sockets.set_tcp_interest(flow, (!over).then_some(wanted));
+    }
+
+    fn listener_ready(&mut self, index: usize, flags: EpollFlags, now: Instant) {
+        let Some(port) = self.sockets.listeners.get(index) else { return };
+        let spec = port.spec;
+        if spec.proto == Proto::Udp {
+            self.published_datagrams(index, flags, now);
+            return;
+        }
+        for _ in 0..ACCEPT_BUDGET {
+            let Some(port) = self.sockets.listeners.get(index) else { return };
+            match stream::accept(port.fd.as_fd()) {
+                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, spec.guest_port, canonical(client)) {
+                    Ok(flow) => self.add_socket(flow, fd, false),
+                    // Dropped here, the socket resets the client (SO_LINGER).
+                    Err(reason) => self.stack.count_drop(reason),
+                },
+                Err(error) => {
+                    match error.raw_os_error() {
+                        Some(libc::EAGAIN) => {}
+                        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+                            self.sockets.warn_socket("TCP", &error);
+                            self.sockets.pause_listener(index, true);
+                            self.resting_until = Some(now + LISTENER_REST.into());
+                        }
+                        // The client was gone before it was accepted; others wait.
+                        _ => continue,
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    // ---- datagrams ----
+
+    fn udp_ready(&mut self, id: Id, flags: EpollFlags, now: Instant) {
+        if flags.contains(EpollFlags::EPOLLERR) {
+            self.sockets.drain_udp_errors(id);
+        }
+        for _ in 0..DATAGRAM_BUDGET {
+            let Some(fd) = self.sockets.udp_fd(id) else { return };
+            match msg::recv(fd, &mut self.datagram) {
+                Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
+                Ok(got) => {
+                    let payload = &self.datagram[..got.len];
+                    self.stack.handle_udp_from_host(now, id, got.from, payload, got.segment, &mut self.sockets);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // An ICMP error of an earlier send: its details are in the queue.
+                Err(_) => self.sockets.drain_udp_errors(id),
+            }
+        }
+    }
+
+    fn published_datagrams(&mut self, index: usize, flags: EpollFlags, now: Instant) {
+        if flags.contains(EpollFlags::EPOLLERR) {
+            self.sockets.drain_listener_errors(index);
+        }
+        for _ in 0..DATAGRAM_BUDGET {
+            let Some(port) = self.sockets.listeners.get(index) else { return };
+            let guest_port = port.spec.guest_port;
+            let bound = port.spec.host_addr;
+            match msg::recv(port.fd.as_fd(), &mut self.datagram) {
+                Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
+                Ok(got) => {
+                    let ends = (canonical(got.from), got.local.unwrap_or(bound));
+                    let payload = &self.datagram[..got.len];
+                    let out = &mut self.sockets;
+                    self.stack.handle_udp_published(now, (index, guest_port), ends, payload, got.segment, out);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.sockets.drain_listener_errors(index),
+            }
+        }
+    }
+
+    fn ping_ready(&mut self, id: Id, flags: EpollFlags) {
+        if flags.contains(EpollFlags::EPOLLERR) {
+            self.sockets.drain_ping_errors(id);
+        }
+        for _ in 0..DATAGRAM_BUDGET {
+            let Some((fd, v6)) = self.sockets.ping_fd(id) else { return };
+            match msg::recv(fd, &mut self.datagram) {
+                Ok(got) => {
+                    let message = &self.datagram[..got.len];
+                    if let Some(seq) = echo::read_reply(message, v6) {
+                        let meta = (seq, got.ttl.unwrap_or(64));
+                        let payload = &message[echo::ECHO_HDR_LEN..];
+                        self.stack.handle_ping_from_host(id, got.from.ip(), meta, payload, &mut self.sockets);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.sockets.drain_ping_errors(id),
+            }
+        }
+    }
+
+    fn control_ready(&mut self) {
+        let _ = self.wake.read();
+        while let Ok(DnsAnswer { guest, server, answer }) = self.answers.try_recv() {
+            self.stack.handle_dns_answer(guest, server, &answer, &mut self.sockets);
+        }
+    }
+}
+
+/// A client of an IPv6 socket without its scope, which means nothing to the guest.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip(), addr.port())
+}
+
+/// Tells the monitor that frames flow.
+pub fn tell_ready(conn: &OwnedFd) -> Result<(), RuntimeError> {
+    Ok(attach::send(conn.as_fd(), &FromNetwork::Ready, &[])?)
+}

@@ -1,0 +1,145 @@
+//! The network process: link ⇄ stack ⇄ host.
+//!
+//! Two threads. The **data plane** ([`engine`]) runs on the first: level-triggered epoll over the TAP, the listeners and
+//! every host socket; it is the only reader of the clock and never waits for anything but epoll. The **control plane**
+//! ([`control`]) is a tokio current-thread runtime: the attach connection, upstream DNS. They talk through bounded
+//! channels and an eventfd; what does not fit is dropped and counted, so nothing there can stall a packet.
+//!
+//! The process is told everything over the attach connection (`api::attach`), holds only descriptors, and leaves when the
+//! connection closes: that is its lease.
+
+pub mod capture;
+pub mod control;
+pub mod engine;
+pub mod sockets;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
+use crate::network::config::{EndpointConfig, Listener};
+
+/// Everything told before `Start`.
+#[derive(Debug)]
+pub struct Attached {
+    /// Addresses and policy.
+    pub endpoint: EndpointConfig,
+    /// The TAP.
+    pub tap: OwnedFd,
+    /// An open capture file.
+    pub pcap: Option<OwnedFd>,
+    /// Published ports with their sockets.
+    pub listeners: Vec<(Listener, OwnedFd)>,
+    /// Upstream name servers.
+    pub dns: Vec<std::net::SocketAddr>,
+}
+
+/// Why an attach failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The connection.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The monitor's words were out of order.
+    #[error("attach connection: {0}")]
+    Protocol(&'static str),
+    /// The kernel refused something that the process cannot be without.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Its errno.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Confinement.
+    #[error("cannot confine the network process: {0}")]
+    Confine(String),
+}
+
+/// Names the failed step of a system call.
+fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> RuntimeError {
+    move |source| RuntimeError::System { what, source: source.into() }
+}
+
+/// Serves one endpoint; returns when the monitor is gone.
+pub fn network_process(conn: OwnedFd) -> ExitCode {
+    match serve(&conn) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RuntimeError::Attach(AttachError::Closed)) => ExitCode::SUCCESS,
+        Err(error) => {
+            let desc = crate::telemetry::chain(&error);
+            tracing::error!("{desc}");
+            let _ = attach::send(conn.as_fd(), &FromNetwork::Failed { desc }, &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
+    let attached = receive(conn)?;
+    sockets::raise_descriptor_limit();
+    let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
+    set_nonblocking(&for_control)?;
+    let (engine, control) = engine::build(attached, for_control)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(system("start the control plane"))?;
+    std::thread::Builder::new()
+        .name("control".into())
+        .stack_size(CONTROL_STACK)
+        .spawn(move || {
+            control.run(&runtime);
+            // The lease is over. Host sockets close with a reset, listeners with them.
+            std::process::exit(0);
+        })
+        .map_err(system("start the control thread"))?;
+    engine::tell_ready(conn)?;
+    engine.run()
+}
+
+/// Stack of the control thread; DNS messages live on the heap.
+const CONTROL_STACK: usize = 256 * 1024;
+
+fn set_nonblocking(fd: &OwnedFd) -> Result<(), RuntimeError> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map(|_| ())
+        .map_err(system("make the attach connection non-blocking"))
+}
+
+/// Listens to the monitor until it says `Start`.
+fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
+    let mut attached: Option<Attached> = None;
+    loop {
+        let (message, fds) = attach::recv::<ToNetwork>(conn.as_fd())?;
+        match (message, &mut attached) {
+            (ToNetwork::Attach { version, endpoint, pcap }, None) => {
+                if version > attach::VERSION {
+                    return Err(RuntimeError::Protocol("the monitor is newer than this network process"));
+                }
+                let mut fds = fds.into_iter();
+                let tap = fds.next().ok_or(RuntimeError::Protocol("no TAP came with the endpoint"))?;
+                let pcap = if pcap {
+                    Some(fds.next().ok_or(RuntimeError::Protocol("no capture file came with the endpoint"))?)
+                } else {
+                    None
+                };
+                attached = Some(Attached { endpoint: *endpoint, tap, pcap, listeners: Vec::new(), dns: Vec::new() });
+            }
+            (ToNetwork::Listen { listeners }, Some(attached)) => {
+                if listeners.len() != fds.len() {
+                    return Err(RuntimeError::Protocol("listeners and descriptors differ in number"));
+                }
+                attached.listeners.extend(listeners.into_iter().zip(fds));
+            }
+            (ToNetwork::HostDns { servers }, Some(attached)) => attached.dns = servers,
+            (ToNetwork::Start, Some(_)) => {
+                return attached.ok_or(RuntimeError::Protocol("started without an endpoint"));
+            }
+            _ => return Err(RuntimeError::Protocol("message out of order")),
+        }
+    }
+}

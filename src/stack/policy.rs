@@ -1,0 +1,171 @@
+//! Where a packet from the guest may go. The only place that decides it; protocol code has no policy in it.
+//!
+//! The gateway address stands for the host: its address on the default route (so servers on 0.0.0.0 answer and
+//! servers on 127.0.0.1 do not), or loopback where the user opened it. Forms that would reach a 127.0.0.1-only listener
+//! by the back door — 0.0.0.0/8, ::, ::ffff:0:0/96, 127/8, ::1 — are refused before any connect(), and so is
+//! 169.254/16 (cloud metadata) unless opened.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::network::config::{EndpointConfig, PlanV4, PlanV6};
+use crate::stack::verdict::DropReason;
+
+/// The answer for one destination address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// An ordinary host socket to this address.
+    Outside(IpAddr),
+    /// The gateway address: the host itself, at this address. `None`: it has none on a default route.
+    Gateway(Option<IpAddr>),
+    /// The address where names are asked for.
+    Dns,
+    /// Answer with an error (RST for TCP, ICMP for the others).
+    Refuse,
+    /// Silence.
+    Ignore(DropReason),
+}
+
+/// The rules of one endpoint.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    v4: Option<PlanV4>,
+    v6: Option<PlanV6>,
+    allow_host_loopback: bool,
+    allow_link_local: bool,
+    host_v4: Option<Ipv4Addr>,
+    host_v6: Option<Ipv6Addr>,
+}
+
+impl Policy {
+    /// From the endpoint's configuration; the host's addresses are not known yet.
+    pub fn new(config: &EndpointConfig) -> Self {
+        Self {
+            v4: config.v4,
+            v6: config.v6,
+            allow_host_loopback: config.allow_host_loopback,
+            allow_link_local: config.allow_link_local,
+            host_v4: None,
+            host_v6: None,
+        }
+    }
+
+    /// Tells the host's addresses on its default routes, whenever they may have changed.
+    pub fn set_host_addresses(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        self.host_v4 = v4;
+        self.host_v6 = v6;
+    }
+
+    /// Decides for one destination.
+    pub fn decide(&self, dst: IpAddr) -> Decision {
+        match dst {
+            IpAddr::V4(dst) => self.decide_v4(dst),
+            IpAddr::V6(dst) => self.decide_v6(dst),
+        }
+    }
+
+    fn decide_v4(&self, dst: Ipv4Addr) -> Decision {
+        let Some(plan) = self.v4 else { return Decision::Ignore(DropReason::FamilyOff) };
+        if dst == plan.gateway {
+            let host = if self.allow_host_loopback { Some(Ipv4Addr::LOCALHOST) } else { self.host_v4 };
+            return Decision::Gateway(host.map(IpAddr::V4));
+        }
+        if dst == plan.dns {
+            return Decision::Dns;
+        }
+        if dst.is_multicast() || dst.is_broadcast() || dst == plan.subnet.broadcast() {
+            return Decision::Ignore(DropReason::Multicast);
+        }
+        let refused = dst.octets()[0] == 0
+            || dst.is_loopback()
+            || (dst.is_link_local() && !self.allow_link_local)
+            || plan.subnet.contains(&dst)
+            // 240/4 is reserved (RFC 1112); the host would answer EINVAL.
+            || dst.octets()[0] >= 240;
+        if refused { Decision::Refuse } else { Decision::Outside(IpAddr::V4(dst)) }
+    }
+
+    fn decide_v6(&self, dst: Ipv6Addr) -> Decision {
+        let Some(plan) = self.v6 else { return Decision::Ignore(DropReason::FamilyOff) };
+        if dst == plan.gateway || dst == plan.gateway_link_local {
+            let host = if self.allow_host_loopback { Some(Ipv6Addr::LOCALHOST) } else { self.host_v6 };
+            return Decision::Gateway(host.map(IpAddr::V6));
+        }
+        if dst == plan.dns {
+            return Decision::Dns;
+        }
+        if dst.is_multicast() {
+            return Decision::Ignore(DropReason::Multicast);
+        }
+        // The v4-mapped range reaches IPv4 loopback through an IPv6 socket; v4-compatible (::/96) is obsolete
+        // (RFC 4291, section 2.5.5.1) and holds :: and ::1; link-local needs a scope that only the host has.
+        let segments = dst.segments();
+        let low_96_zero = segments[..6].iter().all(|&s| s == 0);
+        let refused =
+            dst.to_ipv4_mapped().is_some() || low_96_zero || dst.is_unicast_link_local() || plan.subnet.contains(&dst);
+        if refused { Decision::Refuse } else { Decision::Outside(IpAddr::V6(dst)) }
+    }
+
+    /// Whether a published port's client can be shown to the guest as it is (dataplane.md, rule 12). Otherwise the
+    /// gateway stands in.
+    pub fn can_show(&self, client: IpAddr) -> bool {
+        match client {
+            IpAddr::V4(a) => self.v4.is_some_and(|plan| {
+                !(a.is_loopback()
+                    || a.is_link_local()
+                    || a.is_unspecified()
+                    || a.is_multicast()
+                    || a.is_broadcast()
+                    || plan.subnet.contains(&a)
+                    || a == plan.guest)
+            }),
+            IpAddr::V6(a) => self.v6.is_some_and(|plan| {
+                !(a.is_loopback()
+                    || a.is_unicast_link_local()
+                    || a.is_unspecified()
+                    || a.is_multicast()
+                    || a.to_ipv4_mapped().is_some()
+                    || plan.subnet.contains(&a)
+                    || a == plan.guest)
+            }),
+        }
+    }
+
+    /// The address that stands in for a client which cannot be shown: the gateway, of the client's family if the guest
+    /// has it; and the guest's own address of that family.
+    pub fn stand_in(&self, client: IpAddr) -> Option<(IpAddr, IpAddr)> {
+        let v4 = self.v4.map(|plan| (IpAddr::V4(plan.gateway), IpAddr::V4(plan.guest)));
+        let v6 = self.v6.map(|plan| (IpAddr::V6(plan.gateway), IpAddr::V6(plan.guest)));
+        if client.is_ipv4() { v4.or(v6) } else { v6.or(v4) }
+    }
+
+    /// The gateway's address of one family, source of our own ICMP errors.
+    pub fn gateway(&self, v6: bool) -> Option<IpAddr> {
+        if v6 { self.v6.map(|plan| IpAddr::V6(plan.gateway)) } else { self.v4.map(|plan| IpAddr::V4(plan.gateway)) }
+    }
+
+    /// The guest's configured address of one family.
+    pub fn guest(&self, v6: bool) -> Option<IpAddr> {
+        if v6 { self.v6.map(|plan| IpAddr::V6(plan.guest)) } else { self.v4.map(|plan| IpAddr::V4(plan.guest)) }
+    }
+
+    /// Whether `src` is an address that the guest may send from: its own, or, in IPv6, any of its prefix (a guest that
+    /// autoconfigures makes its own) except ours.
+    pub fn is_guest_source(&self, src: IpAddr) -> bool {
+        match src {
+            IpAddr::V4(a) => self.v4.is_some_and(|plan| a == plan.guest),
+            IpAddr::V6(a) => self.v6.is_some_and(|plan| {
+                a == plan.guest || (plan.subnet.contains(&a) && a != plan.gateway && a != plan.dns)
+            }),
+        }
+    }
+
+    /// Whether an address of the host is what the gateway alias stands for now.
+    pub fn is_host_alias(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(a) if self.allow_host_loopback => a == Ipv4Addr::LOCALHOST,
+            IpAddr::V6(a) if self.allow_host_loopback => a == Ipv6Addr::LOCALHOST,
+            IpAddr::V4(a) => self.host_v4 == Some(a),
+            IpAddr::V6(a) => self.host_v6 == Some(a),
+        }
+    }
+}

@@ -1,0 +1,759 @@
+//! TCP: each flow is two connections, the guest's (smoltcp) and the host's (an ordinary socket that `runtime` holds),
+//! with one pair of rings between them.
+//!
+//! ```text
+//! guest ──segments──► [from-guest ring] ──lent to send(2)──► host socket
+//! guest ◄─segments─── [to-guest ring]   ◄─lent to recv(2)─── host socket
+//! ```
+//!
+//! **Out** (the guest connects): SYN → policy → [`TcpWork::Connect`]; smoltcp withholds the SYN-ACK until
+//! [`Tcp::handle_connected`]. Refused becomes RST, unreachable an ICMP error about the SYN, a time-out stays silent, as
+//! a direct connection would. **In** (a published port): [`Tcp::handle_accepted`] sends a SYN from the client's true address.
+//!
+//! **Ends.** FIN from the guest, once the from-guest ring is drained: the runtime does shutdown(SHUT_WR) and says
+//! [`Tcp::handle_host_shut`]. End of file from the host: [`Tcp::handle_host_eof`], FIN once the to-guest ring is drained.
+//! Both: [`TcpWork::Close`] in order. Anything else is a reset, passed on to the other side. A flow that reaches
+//! TIME-WAIT is forgotten at once: the link does not lose or reorder, so no old duplicate can come, and sequence numbers
+//! that grow per 4-tuple (`isn`) make its reuse safe.
+//!
+//! **Never dropped.** What the host does not take stays in the ring and closes the guest's window.
+//!
+//! **Timers.** smoltcp's (retransmission ≥ 1 s, zero-window probe), in a lazy heap; a guest that owes an answer for
+//! [`GIVE_UP`] loses the flow; a handshake has [`HANDSHAKE`].
+//!
+//! **Limits.** `max_flows` in all (a SYN above it is dropped and counted), `max_opening` connects that the host has not
+//! answered (the oldest gives way), rings by `rings::RingPool`.
+//!
+//! Deliberately not: urgent data, TCP Fast Open, ECN, forwarding of the guest's options.
+
+pub mod isn;
+pub mod port;
+pub mod rings;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+use foldhash::fast::FixedState;
+use smoltcp::iface::{Config, Interface, PollResult};
+use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
+use smoltcp::socket::tcp::State;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
+
+use crate::stack::Output;
+use crate::stack::arena::{Arena, Id};
+use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
+use crate::stack::deadline::Deadlines;
+use crate::stack::flow::FlowKey;
+use crate::stack::verdict::DropReason;
+use crate::wire::icmp_error::IcmpError;
+use crate::wire::tcp_segment::{self, ACK, RST, SYN, Segment};
+use isn::IsnClock;
+use port::{Port, Wire};
+use rings::{FlowSocket, RingPool};
+
+/// A guest that acknowledges nothing for this long loses the flow: Linux's tcp_retries2 of 15 comes to 924.6 s
+/// (Documentation/networking/ip-sysctl.rst).
+pub const GIVE_UP: Duration = Duration::from_secs(924);
+/// Longest wait for the guest's part of a handshake: Linux's tcp_syn_retries of 6 comes to 127 s (same source).
+pub const HANDSHAKE: Duration = Duration::from_secs(127);
+/// How long smoltcp may ask to be called "now" before we believe it less often.
+const MIN_RECHECK: Duration = Duration::from_millis(1);
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpLimits {
+    /// Flows in all.
+    pub max_flows: usize,
+    /// Connects that the host has not answered.
+    pub max_opening: usize,
+    /// Flows with large rings.
+    pub large_rings: usize,
+}
+
+impl Default for TcpLimits {
+    fn default() -> Self {
+        // 16 384 flows × one descriptor stay below the usual hard limit of 1 048 576 and 2 × 64 KiB rings below 2 GiB of
+        // address space; 512 unanswered connects is dataplane.md's rule 8; 256 large pairs are 512 MiB if all are bulk.
+        Self { max_flows: 16_384, max_opening: 512, large_rings: 256 }
+    }
+}
+
+/// What an outgoing flow is to be joined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpTarget {
+    /// An ordinary connect().
+    Outside(SocketAddr),
+    /// The host itself, by way of the gateway address.
+    Host(SocketAddr),
+    /// The name service over TCP.
+    Dns,
+}
+
+/// What policy says to a SYN of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenVerdict {
+    /// Connect.
+    Connect(TcpTarget),
+    /// Answer with RST.
+    Reset,
+    /// Answer with an ICMP error.
+    Icmp(IcmpError),
+    /// Silence, counted.
+    Ignore(DropReason),
+}
+
+/// What the runtime must do for a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpWork {
+    /// Make a host socket and connect it; answer with [`Tcp::handle_connected`] or [`Tcp::handle_connect_failed`].
+    Connect {
+        /// The flow.
+        flow: Id,
+        /// Where to.
+        target: TcpTarget,
+    },
+    /// The guest probes whether its peer lives: let the host socket probe too.
+    Keepalive {
+        /// The flow.
+        flow: Id,
+    },
+    /// The flow is gone: close its host socket, with a reset unless `in_order`.
+    Close {
+        /// The flow (its id finds nothing any more).
+        flow: Id,
+        /// Both directions ended in order.
+        in_order: bool,
+    },
+}
+
+/// Why a host connect failed, as the guest shall feel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// RST.
+    Refused,
+    /// An ICMP error of this kind.
+    Unreachable(IcmpError),
+    /// Nothing.
+    Silent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The host connect is outstanding; smoltcp's SYN-ACK is held back.
+    Connecting,
+    /// Handshake with the guest outstanding (SYN or SYN-ACK sent).
+    Handshake,
+    /// Data may flow.
+    Open,
+}
+
+struct TcpFlow {
+    key: FlowKey,
+    socket: FlowSocket,
+    wire: Wire,
+    phase: Phase,
+    /// First sequence number of the guest, to tell a repeated SYN from a new one.
+    guest_isn: u32,
+    /// The host sent end of file, and smoltcp was told.
+    host_finished: bool,
+    /// The guest's FIN was passed on to the host.
+    guest_finished: bool,
+    /// The guest or we have reset it.
+    reset: bool,
+    dirty: bool,
+    since: Instant,
+    heard: Instant,
+    armed: Option<Instant>,
+}
+
+impl TcpFlow {
+    /// Resets the guest's side; the RST leaves with the next egress.
+    fn abort(&mut self) {
+        self.reset = true;
+        self.socket.get_mut().abort();
+    }
+}
+
+/// What the runtime may do with a flow now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TcpReadiness {
+    /// Bytes for the host.
+    pub from_guest: usize,
+    /// Room for bytes from the host.
+    pub to_guest_room: usize,
+    /// The guest has sent FIN, the ring is drained and the host has not been told yet.
+    pub shut_host: bool,
+    /// Host data is still wanted (no end of file told, connection open).
+    pub wants_host_data: bool,
+}
+
+/// Every TCP flow of one endpoint.
+pub struct Tcp {
+    iface: Interface,
+    flows: Arena<TcpFlow>,
+    by_key: HashMap<FlowKey, Id, FixedState>,
+    deadlines: Deadlines<Id>,
+    dirty: VecDeque<Id>,
+    work: VecDeque<TcpWork>,
+    opening: VecDeque<Id>,
+    opening_now: usize,
+    rings: RingPool,
+    isn: IsnClock,
+    limits: TcpLimits,
+    next_stand_in: u16,
+    opened: u64,
+}
+
+/// First port used where the gateway stands in for a client (the dynamic range of RFC 6335).
+const STAND_IN_FIRST: u16 = 49_152;
+/// Ports tried for one client before it is refused.
+const STAND_IN_TRIES: u16 = 256;
+
+impl Tcp {
+    /// `mtu`: the guest's. `tso`: the TAP takes super-frames of both families. `seed`: unpredictable to the guest.
+    pub fn new(limits: TcpLimits, mtu: u16, tso: bool, seed: u64, now: Instant) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        // The interface copies its device's capabilities; this one exists for that alone.
+        let mut device = Shape { mtu: usize::from(mtu), tso };
+        let mut iface = Interface::new(config, &mut device, now);
+        iface.set_any_ip(true);
+        Self {
+            iface,
+            flows: Arena::default(),
+            by_key: HashMap::with_hasher(FixedState::with_seed(seed ^ 0x9e37_79b9_7f4a_7c15)),
+            deadlines: Deadlines::default(),
+            dirty: VecDeque::new(),
+            work: VecDeque::new(),
+            opening: VecDeque::new(),
+            opening_now: 0,
+            rings: RingPool::new(limits.large_rings),
+            isn: IsnClock::new(seed.rotate_left(17)),
+            limits,
+            next_stand_in: STAND_IN_FIRST + (seed % 8192) as u16,
+            opened: 0,
+        }
+    }
+
+    /// Live flows.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Flows ever opened.
+    pub fn opened(&self) -> u64 {
+        self.opened
+    }
+
+    /// What the runtime must do next.
+    pub fn poll_work(&mut self) -> Option<TcpWork> {
+        self.work.pop_front()
+    }
+
+    /// A flow that something happened to: move its bytes, then [`Tcp::finish`] it.
+    pub fn poll_dirty(&mut self) -> Option<Id> {
+        while let Some(id) = self.dirty.pop_front() {
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.dirty = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// When to call [`Tcp::handle_timeout`].
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Marks the flows whose timers are due; [`Tcp::poll_dirty`] returns them.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, id)) = self.deadlines.pop_due(now) {
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            if flow.armed != Some(at) {
+                continue;
+            }
+            flow.armed = None;
+            let owed = match flow.phase {
+                Phase::Connecting => None,
+                Phase::Handshake => Some(flow.since + HANDSHAKE),
+                Phase::Open if flow.socket.get().send_queue() > 0 => Some(flow.heard + GIVE_UP),
+                Phase::Open => None,
+            };
+            if owed.is_some_and(|at| at <= now) {
+                flow.abort();
+            }
+            mark(&mut self.dirty, id, flow);
+        }
+    }
+
+    /// One TCP/IP packet from the guest; `tcp_at` is where the TCP header starts. Its checksum is known to be good.
+    #[allow(clippy::too_many_arguments)] // one call per segment; a struct would only name the same things twice
+    pub fn handle_segment(
+        &mut self,
+        now: Instant,
+        packet: &mut [u8],
+        tcp_at: usize,
+        (src, dst): (IpAddr, IpAddr),
+        open: impl FnOnce(SocketAddr) -> OpenVerdict,
+        gateway: Option<IpAddr>,
+        composer: &mut Composer,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let v6 = src.is_ipv6();
+        let mut segment = Segment::new(&mut packet[tcp_at..]).ok_or(DropReason::Truncated)?;
+        let key = FlowKey { guest: src, peer: dst, guest_port: segment.src_port(), peer_port: segment.dst_port() };
+        if key.guest_port == 0 || key.peer_port == 0 {
+            return Err(DropReason::Malformed);
+        }
+        let only_syn = segment.flags() & (SYN | ACK | RST) == SYN;
+        let id = match self.by_key.get(&key).copied() {
+            Some(id) => id,
+            None if only_syn => return self.open(now, packet, tcp_at, key, open(key.peer()), gateway, composer, out),
+            None => {
+                if !segment.has(RST) {
+                    reset_unknown(&key, &segment, composer, out);
+                }
+                return Err(DropReason::NoFlow);
+            }
+        };
+        let Some(flow) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
+        flow.heard = now;
+        if only_syn {
+            if segment.seq() == flow.guest_isn && flow.phase != Phase::Open {
+                // The guest repeats its SYN while the host has not answered, or smoltcp repeats the SYN-ACK itself.
+                return Ok(());
+            }
+            if flow.phase == Phase::Open {
+                // A SYN in a synchronized state is answered by a challenge ACK (RFC 9293, section 3.10.7.4).
+                let fields = BareTcp {
+                    seq: flow.wire.sent_end,
+                    ack: flow.wire.acked_to_guest,
+                    flags: ACK,
+                    window: flow.wire.window,
+                };
+                composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
+                return Ok(());
+            }
+            // The guest gave the first attempt up and uses the port again.
+            self.remove(id, now, false);
+            return self.open(now, packet, tcp_at, key, open(key.peer()), gateway, composer, out);
+        }
+        if flow.phase == Phase::Connecting {
+            if segment.has(RST) {
+                self.remove(id, now, false);
+            }
+            return Ok(());
+        }
+        let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
+        if flow.wire.from_guest(&mut segment, v6, tso) {
+            self.work.push_back(TcpWork::Keepalive { flow: id });
+        }
+        mark(&mut self.dirty, id, flow);
+        let is_reset = segment.has(RST);
+        let TcpFlow { socket, wire, key, .. } = flow;
+        let mut port = Port { rx: Some(packet), wire, key, isn: &self.isn, composer, out, now };
+        self.iface.poll_ingress_single(now, &mut port, &mut socket.set);
+        if is_reset && socket.get().state() == State::Closed {
+            flow.reset = true;
+        }
+        if flow.phase == Phase::Handshake
+            && !matches!(socket.get().state(), State::SynSent | State::SynReceived | State::Listen | State::Closed)
+        {
+            flow.phase = Phase::Open;
+        }
+        Ok(())
+    }
+
+    /// A new flow by a SYN of the guest, if policy lets it.
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &mut self,
+        now: Instant,
+        packet: &mut [u8],
+        tcp_at: usize,
+        key: FlowKey,
+        verdict: OpenVerdict,
+        gateway: Option<IpAddr>,
+        composer: &mut Composer,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let v6 = key.guest.is_ipv6();
+        let mut segment = Segment::new(&mut packet[tcp_at..]).ok_or(DropReason::Truncated)?;
+        let target = match verdict {
+            OpenVerdict::Connect(target) => target,
+            OpenVerdict::Reset => {
+                reset_unknown(&key, &segment, composer, out);
+                return Err(DropReason::Refused);
+            }
+            OpenVerdict::Icmp(kind) => {
+                if let Some(gateway) = gateway {
+                    composer.send_icmp_error(kind, gateway, key.guest, packet, out);
+                }
+                return Err(DropReason::Refused);
+            }
+            OpenVerdict::Ignore(reason) => return Err(reason),
+        };
+        if self.flows.len() >= self.limits.max_flows {
+            return Err(DropReason::TableFull);
+        }
+        while self.opening_now >= self.limits.max_opening {
+            // The oldest unanswered connect gives way; the guest has long since had time to try again.
+            let Some(oldest) = self.opening.pop_front() else { break };
+            if self.flows.get(oldest).is_some_and(|flow| flow.phase == Phase::Connecting) {
+                composer.drops.count(DropReason::TableFull);
+                self.remove(oldest, now, false);
+            }
+        }
+        let guest_isn = segment.seq();
+        let mut wire = Wire::default();
+        let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
+        wire.from_guest(&mut segment, v6, tso);
+        let mut socket = self.rings.take();
+        let tcp = socket.get_mut();
+        tcp.pause_synack(true);
+        let listen = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
+        if tcp.listen(listen).is_err() {
+            self.rings.give_back(socket, 0);
+            return Err(DropReason::Malformed);
+        }
+        let mut port = Port { rx: Some(packet), wire: &mut wire, key: &key, isn: &self.isn, composer, out, now };
+        self.iface.poll_ingress_single(now, &mut port, &mut socket.set);
+        if socket.get().state() != State::SynReceived {
+            self.rings.give_back(socket, 0);
+            return Err(DropReason::Malformed);
+        }
+        let id = self.insert(TcpFlow {
+            key,
+            socket,
+            wire,
+            phase: Phase::Connecting,
+            guest_isn,
+            host_finished: false,
+            guest_finished: false,
+            reset: false,
+            dirty: false,
+            since: now,
+            heard: now,
+            armed: None,
+        });
+        self.opening.push_back(id);
+        self.opening_now += 1;
+        // Entries of flows that are answered leave the queue when they reach its front; keep it from growing beyond.
+        while self.opening.len() > 2 * self.limits.max_opening {
+            let Some(front) = self.opening.pop_front() else { break };
+            if self.flows.get(front).is_some_and(|flow| flow.phase == Phase::Connecting) {
+                self.opening.push_back(front);
+            }
+        }
+        self.work.push_back(TcpWork::Connect { flow: id, target });
+        Ok(())
+    }
+
+    fn insert(&mut self, flow: TcpFlow) -> Id {
+        let key = flow.key;
+        let id = self.flows.insert(flow);
+        self.by_key.insert(key, id);
+        self.opened += 1;
+        id
+    }
+
+    /// The host answered a [`TcpWork::Connect`].
+    pub fn handle_connected(&mut self, flow: Id, now: Instant) {
+        if let Some(entry) = self.flows.get_mut(flow)
+            && entry.phase == Phase::Connecting
+        {
+            entry.phase = Phase::Handshake;
+            entry.since = now;
+            entry.socket.get_mut().pause_synack(false);
+            self.opening_now -= 1;
+            mark(&mut self.dirty, flow, entry);
+        }
+    }
+
+    /// The host refused, or nobody answered it.
+    pub fn handle_connect_failed(
+        &mut self,
+        flow: Id,
+        failure: ConnectFailure,
+        from: Option<IpAddr>,
+        now: Instant,
+        composer: &mut Composer,
+        out: &mut impl Output,
+    ) {
+        let Some(entry) = self.flows.get(flow) else { return };
+        let key = entry.key;
+        match failure {
+            ConnectFailure::Refused => {
+                let fields = BareTcp { seq: 0, ack: entry.guest_isn.wrapping_add(1), flags: RST | ACK, window: 0 };
+                composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
+            }
+            ConnectFailure::Unreachable(kind) => {
+                // The guest's kernel looks at the addresses, the ports and the sequence number of its SYN.
+                let mut original = [0u8; 60];
+                let at = write_ip_header(
+                    &mut original,
+                    key.guest,
+                    key.peer,
+                    proto::TCP,
+                    tcp_segment::TCP_HDR_LEN,
+                    DEFAULT_TTL,
+                    0,
+                );
+                let tcp = &mut original[at..];
+                tcp_segment::emit_bare(tcp, (key.guest_port, key.peer_port), entry.guest_isn, 0, SYN, 0);
+                if let Some(from) = from {
+                    let len = at + tcp_segment::TCP_HDR_LEN;
+                    composer.send_icmp_error(kind, from, key.guest, &original[..len], out);
+                }
+            }
+            ConnectFailure::Silent => {}
+        }
+        self.remove(flow, now, false);
+    }
+
+    /// A published port accepted a connection: opens the guest's side of it from `shown`, or from `stand_in` with a port
+    /// of our choice where `shown` is `None` or taken. `None`: no room, close the client with a reset.
+    pub fn handle_accepted(
+        &mut self,
+        now: Instant,
+        shown: Option<(SocketAddr, SocketAddr)>,
+        stand_in: Option<(IpAddr, SocketAddr)>,
+    ) -> Result<Id, DropReason> {
+        if self.flows.len() >= self.limits.max_flows {
+            return Err(DropReason::TableFull);
+        }
+        let key = shown
+            .map(|(client, guest)| FlowKey::new(guest, client))
+            .filter(|key| !self.by_key.contains_key(key))
+            .or_else(|| stand_in.and_then(|(gateway, guest)| self.free_stand_in(gateway, guest)))
+            .ok_or(DropReason::TableFull)?;
+        let mut socket = self.rings.take();
+        let remote = IpEndpoint::new(IpAddress::from(key.guest), key.guest_port);
+        let local = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
+        if socket.get_mut().connect(self.iface.context(), remote, local).is_err() {
+            self.rings.give_back(socket, 0);
+            return Err(DropReason::Malformed);
+        }
+        let id = self.insert(TcpFlow {
+            key,
+            socket,
+            wire: Wire { mss: u16::MAX, ..Wire::default() },
+            phase: Phase::Handshake,
+            guest_isn: 0,
+            host_finished: false,
+            guest_finished: false,
+            reset: false,
+            dirty: false,
+            since: now,
+            heard: now,
+            armed: None,
+        });
+        if let Some(flow) = self.flows.get_mut(id) {
+            mark(&mut self.dirty, id, flow);
+        }
+        Ok(id)
+    }
+
+    fn free_stand_in(&mut self, gateway: IpAddr, guest: SocketAddr) -> Option<FlowKey> {
+        for _ in 0..STAND_IN_TRIES {
+            let port = self.next_stand_in;
+            self.next_stand_in = if port == u16::MAX { STAND_IN_FIRST } else { port + 1 };
+            let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
+            if !self.by_key.contains_key(&key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// The flow's guest-side addresses.
+    pub fn key(&self, flow: Id) -> Option<FlowKey> {
+        self.flows.get(flow).map(|entry| entry.key)
+    }
+
+    /// What can be moved now.
+    pub fn readiness(&self, flow: Id) -> TcpReadiness {
+        let Some(entry) = self.flows.get(flow) else { return TcpReadiness::default() };
+        let tcp = entry.socket.get();
+        let state = tcp.state();
+        let from_guest = tcp.recv_queue();
+        let fin_seen = match state {
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
+            // LAST-ACK ends in CLOSED once our FIN is acknowledged; the guest's FIN came before.
+            State::Closed => !entry.reset,
+            _ => false,
+        };
+        let open = entry.phase == Phase::Open && !entry.host_finished && tcp.may_send();
+        TcpReadiness {
+            from_guest: if entry.phase == Phase::Open { from_guest } else { 0 },
+            to_guest_room: if open { tcp.send_capacity() - tcp.send_queue() } else { 0 },
+            shut_host: entry.phase == Phase::Open && fin_seen && from_guest == 0 && !entry.guest_finished,
+            wants_host_data: open,
+        }
+    }
+
+    /// Lends the first contiguous part of the from-guest ring; `send` returns how much of it the host took.
+    pub fn lend_from_guest(&mut self, flow: Id, send: impl FnOnce(&[u8]) -> usize) -> usize {
+        let Some(entry) = self.flows.get_mut(flow) else { return 0 };
+        entry
+            .socket
+            .get_mut()
+            .recv(|bytes| {
+                let taken = send(bytes);
+                (taken, taken)
+            })
+            .unwrap_or(0)
+    }
+
+    /// Lends the free contiguous part of the to-guest ring; `fill` returns how much of it the host filled.
+    pub fn lend_to_guest(&mut self, flow: Id, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let Some(entry) = self.flows.get_mut(flow) else { return 0 };
+        entry
+            .socket
+            .get_mut()
+            .send(|room| {
+                let filled = fill(room);
+                (filled, filled)
+            })
+            .unwrap_or(0)
+    }
+
+    /// The guest's FIN was passed on: shutdown(SHUT_WR) is done.
+    pub fn handle_host_shut(&mut self, flow: Id) {
+        if let Some(entry) = self.flows.get_mut(flow) {
+            entry.guest_finished = true;
+            mark(&mut self.dirty, flow, entry);
+        }
+    }
+
+    /// The host's end of file was read.
+    pub fn handle_host_eof(&mut self, flow: Id) {
+        if let Some(entry) = self.flows.get_mut(flow)
+            && !entry.host_finished
+        {
+            entry.host_finished = true;
+            entry.socket.get_mut().close();
+            mark(&mut self.dirty, flow, entry);
+        }
+    }
+
+    /// The host socket broke: the guest gets a reset.
+    pub fn handle_host_reset(&mut self, flow: Id) {
+        if let Some(entry) = self.flows.get_mut(flow) {
+            entry.abort();
+            mark(&mut self.dirty, flow, entry);
+        }
+    }
+
+    /// Sends what is due of one flow, arms its timer, and forgets it if it has ended. Call after moving its bytes.
+    pub fn finish(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        // While the SYN-ACK is held back poll_at says "now": do not believe it, and there is nothing to send.
+        if flow.phase == Phase::Connecting {
+            return;
+        }
+        let TcpFlow { socket, wire, key, .. } = flow;
+        loop {
+            let mut port = Port { rx: None, wire, key, isn: &self.isn, composer, out, now };
+            if self.iface.poll_egress(now, &mut port, &mut socket.set) == PollResult::None {
+                break;
+            }
+        }
+        let state = socket.get().state();
+        // CLOSED without a reset follows LAST-ACK: both FINs are acknowledged, but bytes may still wait for the host.
+        let ended = match state {
+            State::Listen => Some(false),
+            State::Closed if flow.reset => Some(false),
+            State::Closed | State::TimeWait if flow.guest_finished => Some(true),
+            _ => None,
+        };
+        if let Some(in_order) = ended {
+            self.remove(id, now, in_order);
+            return;
+        }
+        let mut due = self.iface.poll_at(now, &flow.socket.set).map(|at| at.max(now + MIN_RECHECK));
+        if flow.phase == Phase::Handshake {
+            let end = flow.since + HANDSHAKE;
+            due = Some(due.map_or(end, |at| at.min(end)));
+        }
+        if let Some(due) = due {
+            self.deadlines.arm(id, due, &mut flow.armed);
+        }
+    }
+
+    fn remove(&mut self, id: Id, now: Instant, in_order: bool) {
+        let Some(flow) = self.flows.remove(id) else { return };
+        self.by_key.remove(&flow.key);
+        if flow.phase == Phase::Connecting {
+            self.opening_now -= 1;
+        }
+        if flow.wire.offset.is_some() {
+            self.isn.end(&flow.key, flow.wire.sent_end, now);
+        }
+        self.rings.give_back(flow.socket, flow.wire.bytes_to_guest.max(flow.wire.bytes_from_guest));
+        self.work.push_back(TcpWork::Close { flow: id, in_order });
+    }
+}
+
+fn mark(dirty: &mut VecDeque<Id>, id: Id, flow: &mut TcpFlow) {
+    if !flow.dirty {
+        flow.dirty = true;
+        dirty.push_back(id);
+    }
+}
+
+/// Answers a segment that belongs to nothing (RFC 9293, section 3.10.7.1).
+fn reset_unknown(key: &FlowKey, segment: &Segment<'_>, composer: &mut Composer, out: &mut impl Output) {
+    let fields = if segment.has(ACK) {
+        BareTcp { seq: segment.ack(), ack: 0, flags: RST, window: 0 }
+    } else {
+        let ack = segment.seq().wrapping_add(segment.sequence_len());
+        BareTcp { seq: 0, ack, flags: RST | ACK, window: 0 }
+    };
+    composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
+}
+
+/// A device that only has a shape, for `Interface::new`.
+struct Shape {
+    mtu: usize,
+    tso: bool,
+}
+
+/// A token that is never made.
+enum NoToken {}
+
+impl RxToken for NoToken {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _: F) -> R {
+        match self {}
+    }
+}
+
+impl TxToken for NoToken {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {
+        match self {}
+    }
+}
+
+impl Device for Shape {
+    type RxToken<'a> = NoToken;
+    type TxToken<'a> = NoToken;
+
+    fn receive(&mut self, _: Instant) -> Option<(NoToken, NoToken)> {
+        None
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<NoToken> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        port::capabilities(self.mtu, self.tso)
+    }
+}

@@ -1,0 +1,196 @@
+//! The smoltcp device of one call: one segment in, any number out, rewritten on the way.
+//!
+//! smoltcp sees an IP link of MTU 65 535 without checksums. What it emits gets the flow's sequence offset, the vnet
+//! header with the guest's true MSS, and the checksum that the TAP wants (see `compose`). What it is given has been
+//! adjusted by [`Wire::from_guest`] before.
+
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+use crate::stack::Output;
+use crate::stack::compose::Composer;
+use crate::stack::flow::FlowKey;
+use crate::stack::tcp::isn::IsnClock;
+use crate::wire::tcp_segment::{ACK, FIN, RST, SYN, Segment};
+
+/// MTU that smoltcp works with where the TAP takes super-frames.
+const SUPER_MTU: usize = 65_535;
+
+/// What one flow must remember of the numbers that passed.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// Guest's numbers minus smoltcp's, fixed by the first SYN that we emit.
+    pub offset: Option<u32>,
+    /// Largest payload of one segment that the guest takes.
+    pub mss: u16,
+    /// End of what we have sent (guest's numbers).
+    pub sent_end: u32,
+    /// Last acknowledgement that we sent: the next byte we expect.
+    pub acked_to_guest: u32,
+    /// Highest acknowledgement seen from the guest (smoltcp's numbers).
+    pub acked_by_guest: Option<u32>,
+    /// Window of our last segment, as sent.
+    pub window: u16,
+    /// Payload bytes that went to the guest, retransmissions included.
+    pub bytes_to_guest: u64,
+    /// Payload bytes that came from the guest, retransmissions included.
+    pub bytes_from_guest: u64,
+}
+
+/// MSS that a peer without the option means: 536 (RFC 9293, section 3.7.1) and 1220 (RFC 8200: 1280 − 60).
+const fn default_mss(v6: bool) -> u16 {
+    if v6 { 1220 } else { 536 }
+}
+
+/// MSS told to smoltcp instead of the guest's: the largest that an IP length field can carry.
+pub const fn super_mss(v6: bool) -> u16 {
+    if v6 { 65_475 } else { 65_495 }
+}
+
+impl Wire {
+    /// Adjusts a segment from the guest for smoltcp. Returns true if it is a keepalive probe.
+    pub fn from_guest(&mut self, segment: &mut Segment<'_>, v6: bool, tso: bool) -> bool {
+        if segment.has(SYN) {
+            let mss = segment.mss(tso.then(|| super_mss(v6))).filter(|&mss| mss != 0).unwrap_or(default_mss(v6));
+            // Below Linux's own floor (TCP_MIN_SND_MSS, 48) segments would hold next to nothing.
+            self.mss = mss.max(48);
+        }
+        self.bytes_from_guest += segment.payload_len() as u64;
+        let mut keepalive = false;
+        if segment.has(ACK) {
+            let mut ack = segment.ack().wrapping_sub(self.offset.unwrap_or(0));
+            match self.acked_by_guest {
+                // smoltcp drops in-order data whole if its acknowledgement is older than the newest (seen); the data
+                // is good, so bring the acknowledgement up to date.
+                Some(newest) if (newest.wrapping_sub(ack) as i32) > 0
+                    && segment.sequence_len() > 0 => {
+                        ack = newest;
+                    }
+                _ if !segment.has(RST) => self.acked_by_guest = Some(ack),
+                _ => {}
+            }
+            segment.set_ack(ack);
+            // RFC 9293, section 3.8.4: one octet or none, just before the window.
+            keepalive = segment.payload_len() <= 1
+                && segment.flags() & (SYN | FIN | RST) == 0
+                && segment.seq() == self.acked_to_guest.wrapping_sub(1);
+        }
+        keepalive
+    }
+}
+
+/// The device of one call.
+pub struct Port<'a, O: Output> {
+    /// IP packet from the guest, once.
+    pub rx: Option<&'a [u8]>,
+    /// Flow's numbers.
+    pub wire: &'a mut Wire,
+    /// Who the flow is.
+    pub key: &'a FlowKey,
+    /// Sequence number source.
+    pub isn: &'a IsnClock,
+    /// Frame builder.
+    pub composer: &'a mut Composer,
+    /// Where frames go.
+    pub out: &'a mut O,
+    /// This call's time.
+    pub now: Instant,
+}
+
+/// What smoltcp is told of the link.
+pub fn capabilities(mtu: usize, tso: bool) -> DeviceCapabilities {
+    let mut checksum = ChecksumCapabilities::ignored();
+    // The kernel checks the IPv4 header's own sum even on a TAP with offload.
+    checksum.ipv4 = Checksum::Tx;
+    let mut caps = DeviceCapabilities::default();
+    caps.medium = Medium::Ip;
+    caps.max_transmission_unit = if tso { SUPER_MTU } else { mtu };
+    caps.checksum = checksum;
+    caps
+}
+
+impl<O: Output> Device for Port<'_, O> {
+    type RxToken<'b>
+        = Rx<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Tx<'b, O>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        let packet = self.rx.take()?;
+        let tx =
+            Tx { wire: self.wire, key: self.key, isn: self.isn, composer: self.composer, out: self.out, now: self.now };
+        Some((Rx(packet), tx))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
+        Some(Tx {
+            wire: self.wire,
+            key: self.key,
+            isn: self.isn,
+            composer: self.composer,
+            out: self.out,
+            now: self.now,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        // Read once by `Interface::new`, which is given a device of its own; afterwards ignored.
+        capabilities(SUPER_MTU, true)
+    }
+}
+
+/// One packet from the guest.
+pub struct Rx<'b>(&'b [u8]);
+
+impl RxToken for Rx<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+/// Room for one packet to the guest.
+pub struct Tx<'b, O: Output> {
+    wire: &'b mut Wire,
+    key: &'b FlowKey,
+    isn: &'b IsnClock,
+    composer: &'b mut Composer,
+    out: &'b mut O,
+    now: Instant,
+}
+
+impl<O: Output> TxToken for Tx<'_, O> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let packet = &mut self.composer.packet_mut()[..len];
+        let result = f(packet);
+        let tcp_at = if packet[0] >> 4 == 6 { 40 } else { 20 };
+        let Some(mut segment) = Segment::new(&mut packet[tcp_at..]) else {
+            return result;
+        };
+        let offset = match self.wire.offset {
+            Some(offset) => offset,
+            None if segment.has(SYN) => {
+                let offset = self.isn.start(self.key, self.now).wrapping_sub(segment.seq());
+                self.wire.offset = Some(offset);
+                offset
+            }
+            None => 0,
+        };
+        let seq = segment.seq().wrapping_add(offset);
+        segment.set_seq(seq);
+        let end = seq.wrapping_add(segment.sequence_len());
+        if segment.has(SYN) || (end.wrapping_sub(self.wire.sent_end) as i32) > 0 {
+            self.wire.sent_end = end;
+        }
+        if segment.has(ACK) {
+            self.wire.acked_to_guest = segment.ack();
+        }
+        self.wire.window = u16::from_be_bytes([segment.bytes()[14], segment.bytes()[15]]);
+        self.wire.bytes_to_guest += segment.payload_len() as u64;
+        self.composer.send_tcp(len, self.wire.mss, self.out);
+        result
+    }
+}

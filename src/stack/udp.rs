@@ -1,0 +1,355 @@
+//! UDP: who may answer whom, and for how long.
+//!
+//! **Out.** One host socket per guest address and port, whatever the destination (endpoint-independent mapping and
+//! filtering, RFC 4787 REQ-1: STUN, games and WebRTC depend on it). The runtime owns the sockets; a [`UdpOut`] names the
+//! mapping, `fresh` tells it to make one. **In.** A datagram at a published port is shown to the guest from the
+//! client's true address; the guest's answers to that pair leave from the published socket, from the address that the
+//! client used. Where the address cannot be shown, or the guest already talks to it through another forward, the gateway
+//! with a port of our choice stands in.
+//!
+//! **Time.** A mapping lives for [`IDLE`] after the last datagram, [`IDLE_STREAM`] once it was answered after more than
+//! [`STREAM_AGE`], [`IDLE_DNS`] if it only ever asked port 53.
+//!
+//! **Limits.** `max_mappings` and `max_pairs`; the one idle for longest gives way and is counted. Each unbound UDP socket
+//! takes one of the host's 28 232 ephemeral ports, hence the low default.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use foldhash::fast::FixedState;
+use smoltcp::time::{Duration, Instant};
+
+use crate::stack::arena::{Arena, Id};
+use crate::stack::deadline::Deadlines;
+use crate::stack::flow::FlowKey;
+use crate::stack::verdict::DropReason;
+
+/// RFC 4787, REQ-5: not below two minutes.
+pub const IDLE: Duration = Duration::from_secs(120);
+/// RFC 4787, REQ-5 recommends five minutes; given to mappings that are streams.
+pub const IDLE_STREAM: Duration = Duration::from_secs(300);
+/// A mapping whose answers span this is a stream: nf_conntrack's rule (net/netfilter/nf_conntrack_proto_udp.c).
+pub const STREAM_AGE: Duration = Duration::from_secs(2);
+/// RFC 4787, REQ-5 lets well-known ports be shorter; a resolver's longest wait is 30 s (resolv.conf(5), RES_MAXRETRANS).
+pub const IDLE_DNS: Duration = Duration::from_secs(30);
+/// Gateway ports that a mapping remembers, to show answers from the host itself as the gateway's.
+const ALIAS_PORTS: usize = 8;
+/// First port used where the gateway stands in (RFC 6335, dynamic ports).
+const STAND_IN_FIRST: u16 = 49_152;
+
+/// Bounds of one endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpLimits {
+    /// Outgoing mappings, one host socket each.
+    pub max_mappings: usize,
+    /// Pairs of client and published port.
+    pub max_pairs: usize,
+}
+
+impl Default for UdpLimits {
+    fn default() -> Self {
+        // dataplane.md, rule 9: 4096 per endpoint, a seventh of the host's ephemeral ports.
+        Self { max_mappings: 4096, max_pairs: 4096 }
+    }
+}
+
+#[derive(Debug)]
+struct Mapping {
+    guest: SocketAddr,
+    /// Ports of the gateway that the guest sent to (as it named them), newest last.
+    alias_ports: [u16; ALIAS_PORTS],
+    alias_next: usize,
+    only_dns: bool,
+    answered: bool,
+    since: Instant,
+    last: Instant,
+    armed: Option<Instant>,
+}
+
+impl Mapping {
+    fn expires(&self) -> Instant {
+        self.last
+            + if self.only_dns {
+                IDLE_DNS
+            } else if self.answered && self.last > self.since + STREAM_AGE {
+                IDLE_STREAM
+            } else {
+                IDLE
+            }
+    }
+}
+
+#[derive(Debug)]
+struct Pair {
+    key: FlowKey,
+    listener: usize,
+    client: SocketAddr,
+    local: IpAddr,
+    since: Instant,
+    last: Instant,
+    armed: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Owner {
+    Mapping(Id),
+    Pair(Id),
+}
+
+/// How a datagram of the guest leaves the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpVia {
+    /// From the mapping's own socket.
+    Mapping {
+        /// Which.
+        id: Id,
+        /// It has no socket yet.
+        fresh: bool,
+    },
+    /// From a published socket, with this source address.
+    Listener {
+        /// Index in the order of attachment.
+        index: usize,
+        /// The address that the client used.
+        local: IpAddr,
+    },
+}
+
+/// Every UDP flow of one endpoint.
+pub struct Udp {
+    mappings: Arena<Mapping>,
+    by_guest: HashMap<SocketAddr, Id, FixedState>,
+    pairs: Arena<Pair>,
+    by_key: HashMap<FlowKey, Id, FixedState>,
+    by_client: HashMap<(usize, SocketAddr, IpAddr), Id, FixedState>,
+    deadlines: Deadlines<Owner>,
+    closed: Vec<Id>,
+    limits: UdpLimits,
+    next_stand_in: u16,
+    /// Mappings and pairs that gave way to newer ones.
+    pub evicted: u64,
+}
+
+impl Udp {
+    /// `seed`: unpredictable to the guest.
+    pub fn new(limits: UdpLimits, seed: u64) -> Self {
+        let hash = FixedState::with_seed(seed);
+        Self {
+            mappings: Arena::default(),
+            by_guest: HashMap::with_hasher(hash.clone()),
+            pairs: Arena::default(),
+            by_key: HashMap::with_hasher(hash.clone()),
+            by_client: HashMap::with_hasher(hash),
+            deadlines: Deadlines::default(),
+            closed: Vec::new(),
+            limits,
+            next_stand_in: STAND_IN_FIRST + (seed % 16_384) as u16,
+            evicted: 0,
+        }
+    }
+
+    /// Outgoing mappings and published pairs that live.
+    pub fn len(&self) -> (usize, usize) {
+        (self.mappings.len(), self.pairs.len())
+    }
+
+    /// A mapping whose socket must be closed.
+    pub fn poll_closed(&mut self) -> Option<Id> {
+        self.closed.pop()
+    }
+
+    /// When to call [`Udp::handle_timeout`].
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Ends what has been idle for too long.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, owner)) = self.deadlines.pop_due(now) {
+            self.expire(owner, at, now, false);
+        }
+    }
+
+    /// Handles one popped timer; true if something ended.
+    fn expire(&mut self, owner: Owner, at: Instant, now: Instant, force: bool) -> bool {
+        match owner {
+            Owner::Mapping(id) => {
+                let Some(mapping) = self.mappings.get_mut(id) else { return false };
+                if mapping.armed != Some(at) {
+                    return false;
+                }
+                mapping.armed = None;
+                let expires = mapping.expires();
+                // Forced: the heap's earliest entry is up to date, so nothing has been idle for longer.
+                if expires > now && !(force && expires <= at) {
+                    self.deadlines.arm(owner, expires, &mut mapping.armed);
+                    return false;
+                }
+                let guest = mapping.guest;
+                self.mappings.remove(id);
+                self.by_guest.remove(&guest);
+                self.closed.push(id);
+                true
+            }
+            Owner::Pair(id) => {
+                let Some(pair) = self.pairs.get_mut(id) else { return false };
+                if pair.armed != Some(at) {
+                    return false;
+                }
+                pair.armed = None;
+                let expires = pair.last + if pair.last > pair.since + STREAM_AGE { IDLE_STREAM } else { IDLE };
+                if expires > now && !(force && expires <= at) {
+                    self.deadlines.arm(owner, expires, &mut pair.armed);
+                    return false;
+                }
+                let (key, client) = (pair.key, (pair.listener, pair.client, pair.local));
+                self.pairs.remove(id);
+                self.by_key.remove(&key);
+                self.by_client.remove(&client);
+                true
+            }
+        }
+    }
+
+    /// Makes room by ending the oldest idle entry. Amortised: each entry that moved later is re-armed once.
+    fn evict(&mut self, now: Instant) {
+        while let Some((at, owner)) = self.deadlines.pop_earliest() {
+            if self.expire(owner, at, now, true) {
+                self.evicted += 1;
+                return;
+            }
+        }
+    }
+
+    /// A datagram of the guest: how it leaves, and to whom (`target` is where policy sends it; a published client's true
+    /// address wins). `alias`: it went to the gateway address.
+    pub fn route_from_guest(
+        &mut self,
+        now: Instant,
+        guest: SocketAddr,
+        peer: SocketAddr,
+        target: Option<SocketAddr>,
+        alias: bool,
+    ) -> Option<(UdpVia, SocketAddr)> {
+        if let Some(pair) = self.by_key.get(&FlowKey::new(guest, peer)).and_then(|&id| self.pairs.get_mut(id)) {
+            pair.last = now;
+            return Some((UdpVia::Listener { index: pair.listener, local: pair.local }, pair.client));
+        }
+        let target = target?;
+        let (id, fresh) = match self.by_guest.get(&guest).copied() {
+            Some(id) => (id, false),
+            None => (self.new_mapping(now, guest), true),
+        };
+        let mapping = self.mappings.get_mut(id)?;
+        mapping.last = now;
+        mapping.only_dns &= peer.port() == 53;
+        if alias && !mapping.alias_ports.contains(&peer.port()) {
+            mapping.alias_ports[mapping.alias_next % ALIAS_PORTS] = peer.port();
+            mapping.alias_next += 1;
+        }
+        Some((UdpVia::Mapping { id, fresh }, target))
+    }
+
+    fn new_mapping(&mut self, now: Instant, guest: SocketAddr) -> Id {
+        while self.mappings.len() >= self.limits.max_mappings {
+            let before = self.mappings.len();
+            self.evict(now);
+            if self.mappings.len() == before && self.deadlines.next().is_none() {
+                break;
+            }
+        }
+        let id = self.mappings.insert(Mapping {
+            guest,
+            alias_ports: [0; ALIAS_PORTS],
+            alias_next: 0,
+            only_dns: true,
+            answered: false,
+            since: now,
+            last: now,
+            armed: None,
+        });
+        self.by_guest.insert(guest, id);
+        if let Some(mapping) = self.mappings.get_mut(id) {
+            // Armed for the shortest life; moved later when it pops.
+            self.deadlines.arm(Owner::Mapping(id), now + IDLE_DNS, &mut mapping.armed);
+        }
+        id
+    }
+
+    /// A datagram at a mapping's socket: the guest's address, and the source as the guest knows it.
+    pub fn route_from_host(
+        &mut self,
+        now: Instant,
+        id: Id,
+        source: SocketAddr,
+        gateway_alias: Option<IpAddr>,
+    ) -> Result<(SocketAddr, SocketAddr), DropReason> {
+        let mapping = self.mappings.get_mut(id).ok_or(DropReason::NoMapping)?;
+        mapping.last = now;
+        mapping.answered = true;
+        Ok((mapping.guest, shown_source(mapping, source, gateway_alias)))
+    }
+
+    /// As [`Udp::route_from_host`] for an error about a datagram that the guest sent; keeps nothing alive.
+    pub fn route_error(
+        &self,
+        id: Id,
+        target: SocketAddr,
+        gateway_alias: Option<IpAddr>,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let mapping = self.mappings.get(id)?;
+        Some((mapping.guest, shown_source(mapping, target, gateway_alias)))
+    }
+
+    /// A datagram at a published port: the guest-side pair that carries it. `shown`: whether policy lets the client's
+    /// address be seen; `gateway`: who stands in otherwise.
+    pub fn route_published(
+        &mut self,
+        now: Instant,
+        (listener, client, local): (usize, SocketAddr, IpAddr),
+        shown: Option<SocketAddr>,
+        stand_in: Option<(IpAddr, SocketAddr)>,
+    ) -> Result<FlowKey, DropReason> {
+        if let Some(pair) = self.by_client.get(&(listener, client, local)).and_then(|&id| self.pairs.get_mut(id)) {
+            pair.last = now;
+            return Ok(pair.key);
+        }
+        while self.pairs.len() >= self.limits.max_pairs {
+            let before = self.pairs.len();
+            self.evict(now);
+            if self.pairs.len() == before && self.deadlines.next().is_none() {
+                return Err(DropReason::TableFull);
+            }
+        }
+        let key = shown
+            .map(|guest| FlowKey::new(guest, client))
+            .filter(|key| !self.by_key.contains_key(key))
+            .or_else(|| {
+                let (gateway, guest) = stand_in?;
+                for _ in 0..256 {
+                    let port = self.next_stand_in;
+                    self.next_stand_in = if port == u16::MAX { STAND_IN_FIRST } else { port + 1 };
+                    let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
+                    if !self.by_key.contains_key(&key) {
+                        return Some(key);
+                    }
+                }
+                None
+            })
+            .ok_or(DropReason::TableFull)?;
+        let id = self.pairs.insert(Pair { key, listener, client, local, since: now, last: now, armed: None });
+        self.by_key.insert(key, id);
+        self.by_client.insert((listener, client, local), id);
+        if let Some(pair) = self.pairs.get_mut(id) {
+            self.deadlines.arm(Owner::Pair(id), now + IDLE, &mut pair.armed);
+        }
+        Ok(key)
+    }
+}
+
+fn shown_source(mapping: &Mapping, source: SocketAddr, gateway_alias: Option<IpAddr>) -> SocketAddr {
+    match gateway_alias {
+        Some(gateway) if mapping.alias_ports.contains(&source.port()) => SocketAddr::new(gateway, source.port()),
+        _ => source,
+    }
+}
