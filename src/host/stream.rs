@@ -40,6 +40,8 @@ pub fn prepare(fd: BorrowedFd<'_>) {
     // Failing, any of these leaves a working connection.
     let _ = socket.set_linger(Some(Duration::ZERO));
     let _ = socket.set_tcp_nodelay(true);
+    // Urgent bytes stay in the stream; the guest is not told of them, but loses none.
+    let _ = socket.set_out_of_band_inline(true);
     let _ = sys::msg::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, NOTSENT_LOWAT);
 }
 

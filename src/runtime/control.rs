@@ -7,14 +7,13 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 
 use crate::api::attach::{self, AttachError, ToNetwork};
-use crate::host::resolver::{Resolver, Transport, serve_tcp};
+use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
 pub const QUEUE: usize = 1024;
@@ -72,7 +71,7 @@ impl Control {
 
     async fn serve(self) {
         let Self { conn, dns, mut queries, answers, wake } = self;
-        let resolver = Rc::new(Resolver);
+        let resolver = Arc::new(Resolver::new(Limits::default()));
         resolver.set_servers(dns);
         let conn = match crate::sys::fd::watch(conn) {
             Ok(conn) => conn,
@@ -101,7 +100,7 @@ impl Control {
                 }
                 query = queries.recv() => match query {
                     Some(DnsQuery::Udp { guest, server, query }) => {
-                        let (resolver, answers, wake) = (Rc::clone(&resolver), answers.clone(), Arc::clone(&wake));
+                        let (resolver, answers, wake) = (Arc::clone(&resolver), answers.clone(), Arc::clone(&wake));
                         // The resolver bounds how many are in flight.
                         tokio::task::spawn_local(async move {
                             if let Some(answer) = resolver.resolve(&query, Transport::Udp).await
@@ -113,7 +112,7 @@ impl Control {
                     }
                     Some(DnsQuery::Stream { stream }) => match tokio::net::UnixStream::from_std(stream) {
                         Ok(stream) => {
-                            let resolver = Rc::clone(&resolver);
+                            let resolver = Arc::clone(&resolver);
                             tokio::task::spawn_local(async move { serve_tcp(stream, resolver).await });
                         }
                         Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),

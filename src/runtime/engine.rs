@@ -222,6 +222,9 @@ impl Engine {
         if !self.sockets.errors.is_empty() {
             self.tell_errors();
         }
+        if let Some(capture) = &mut self.sockets.capture {
+            capture.flush();
+        }
         let drops = std::mem::take(&mut self.sockets.drops);
         for (reason, n) in drops.iter() {
             for _ in 0..n {
@@ -302,6 +305,7 @@ impl Engine {
             writable: !connecting,
             shut: false,
             eof: false,
+            hung: false,
             interest: None,
         };
         self.sockets.tcp.put(flow, socket);
@@ -330,6 +334,7 @@ impl Engine {
             if socket.eof {
                 self.stack.handle_host_reset(flow);
             }
+            socket.hung = true;
             socket.readable = true;
             socket.writable = true;
         }
@@ -385,7 +390,8 @@ impl Engine {
                 stack.handle_host_shut(flow);
             }
         }
-        let mut budget = HOST_BUDGET;
+        // Nobody calls again for one that hung up, unless the guest makes room.
+        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET };
         while !broken && socket.readable && !socket.eof && ready.to_guest_room > 0 && budget > 0 {
             let mut room_len = 0;
             let mut ended = false;
@@ -434,8 +440,8 @@ impl Engine {
         if ready.from_guest > 0 && !socket.writable {
             wanted |= EpollFlags::EPOLLOUT;
         }
-        // Both directions ended: EPOLLHUP would be reported without end.
-        let over = socket.eof && socket.shut;
+        // Both directions ended: EPOLLHUP would be reported without end. What is left is read as the guest makes room.
+        let over = socket.hung || (socket.eof && socket.shut);
         self.sockets.set_tcp_interest(flow, (!over).then_some(wanted));
     }
 

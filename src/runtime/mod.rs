@@ -77,6 +77,7 @@ pub fn network_process(conn: OwnedFd) -> ExitCode {
 }
 
 fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
+    crate::sys::memory::return_large_blocks();
     let attached = receive(conn)?;
     sockets::raise_descriptor_limit();
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;

@@ -136,6 +136,8 @@ pub struct TcpSocket {
     pub shut: bool,
     /// End of file was read.
     pub eof: bool,
+    /// The connection is over in both directions, though bytes may wait: epoll would report it without end.
+    pub hung: bool,
     /// What epoll watches; `None`: not registered.
     pub interest: Option<EpollFlags>,
 }
@@ -391,7 +393,7 @@ impl Sockets {
         dont_fragment: bool,
     ) {
         let (fd, id, source) = match via {
-            UdpVia::Mapping { id, .. } => {
+            UdpVia::Mapping { id } => {
                 let Some(socket) = self.udp.get_mut(id) else {
                     self.drops.count(DropReason::HostSocket);
                     return;
@@ -562,14 +564,12 @@ impl Output for Sockets {
     }
 
     fn udp_to_host(&mut self, send: &UdpToHost<'_>) {
-        if let UdpVia::Mapping { id, fresh: true } = send.via {
+        let via = send.via;
+        if let UdpVia::Mapping { id } = via
+            && self.udp.get_mut(id).is_none()
+        {
             self.new_udp(id, send.target);
         }
-        // The mapping is not fresh for what follows.
-        let via = match send.via {
-            UdpVia::Mapping { id, .. } => UdpVia::Mapping { id, fresh: false },
-            listener @ UdpVia::Listener { .. } => listener,
-        };
         let size = send.payload.len();
         let fits = self.pending.count > 0
             && self.pending.via == via
@@ -606,7 +606,7 @@ impl Output for Sockets {
 
     fn ping_to_host(&mut self, send: &PingToHost<'_>) {
         let v6 = send.target.is_ipv6();
-        if send.fresh {
+        if self.ping.get_mut(send.id).is_none() {
             match Echo::new(v6, self.outbound(v6)) {
                 Ok(socket) => {
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Ping(send.id).encode());

@@ -81,10 +81,8 @@ pub struct UdpToHost<'a> {
 /// An echo request of the guest on its way out.
 #[derive(Debug)]
 pub struct PingToHost<'a> {
-    /// Which session; its host socket is to be made if `fresh`.
+    /// Which session. The first time it is named it has no socket yet.
     pub id: Id,
-    /// It has no socket yet.
-    pub fresh: bool,
     /// Where to.
     pub target: IpAddr,
     /// Sequence number.
@@ -288,7 +286,7 @@ impl Stack {
         }
         match u16::from_be_bytes([eth[12], eth[13]]) {
             0x0800 => self.ip_v4(now, hdr, frame, group, out),
-            0x86dd => self.ip_v6(now, hdr, frame, group, out),
+            0x86dd => self.ip_v6(now, hdr, frame, group, false, out),
             0x0806 => {
                 let Self { neighbour, composer, .. } = self;
                 let mut refused = None;
@@ -362,6 +360,7 @@ impl Stack {
         hdr: VnetHdr,
         frame: &mut [u8],
         group: bool,
+        was_fragmented: bool,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         if self.config.v6.is_none() {
@@ -397,8 +396,8 @@ impl Stack {
             protocol: chain.protocol,
             at: chain.at,
             ttl: frame[IP_OFFSET + 7],
-            // Routers never fragment IPv6 (RFC 8200, section 5).
-            dont_fragment: true,
+            // Routers never fragment IPv6 (RFC 8200, section 5), but what the guest itself cut may be cut again.
+            dont_fragment: !was_fragmented,
             sum_ok: hdr.needs_csum || hdr.data_valid,
             segment: (hdr.gso == Gso::Udp && hdr.gso_size > 0).then_some(hdr.gso_size),
         };
@@ -480,7 +479,7 @@ impl Stack {
                 if whole[IP_OFFSET] >> 4 == 4 {
                     self.ip_v4(now, hdr, &mut whole, false, out)
                 } else {
-                    self.ip_v6(now, hdr, &mut whole, false, out)
+                    self.ip_v6(now, hdr, &mut whole, false, true, out)
                 }
             }
             Ok(false) => Ok(()),
@@ -649,10 +648,10 @@ impl Stack {
                 Err(DropReason::HopLimit)
             }
             Decision::Outside(target) => {
-                let (id, fresh) = self.ping.route_from_guest(now, packet.src, ident);
+                let id = self.ping.route_from_guest(now, packet.src, ident);
                 let ttl = packet.ttl - 1;
                 let dont_fragment = packet.dont_fragment;
-                out.ping_to_host(&PingToHost { id, fresh, target, seq, payload, ttl, dont_fragment });
+                out.ping_to_host(&PingToHost { id, target, seq, payload, ttl, dont_fragment });
                 Ok(())
             }
             Decision::Refuse => {

@@ -22,7 +22,6 @@ pub const IDLE: Duration = Duration::from_secs(30);
 struct Session {
     guest: IpAddr,
     ident: u16,
-    /// Where it pings through the gateway alias, the gateway's address.
     last: Instant,
     armed: Option<Instant>,
 }
@@ -96,13 +95,13 @@ impl Ping {
         true
     }
 
-    /// The session of an echo request, and whether it has no socket yet.
-    pub fn route_from_guest(&mut self, now: Instant, guest: IpAddr, ident: u16) -> (Id, bool) {
+    /// The session of an echo request.
+    pub fn route_from_guest(&mut self, now: Instant, guest: IpAddr, ident: u16) -> Id {
         if let Some(&id) = self.by_guest.get(&(guest, ident))
             && let Some(session) = self.sessions.get_mut(id)
         {
             session.last = now;
-            return (id, false);
+            return id;
         }
         while self.sessions.len() >= self.max_sessions {
             let Some((at, id)) = self.deadlines.pop_earliest() else { break };
@@ -115,7 +114,7 @@ impl Ping {
         if let Some(session) = self.sessions.get_mut(id) {
             self.deadlines.arm(id, now + IDLE, &mut session.armed);
         }
-        (id, true)
+        id
     }
 
     /// The guest and the identifier of a session.

@@ -1,8 +1,8 @@
 //! UDP: who may answer whom, and for how long.
 //!
 //! **Out.** One host socket per guest address and port, whatever the destination (endpoint-independent mapping and
-//! filtering, RFC 4787 REQ-1: STUN, games and WebRTC depend on it). The runtime owns the sockets; a [`UdpOut`] names the
-//! mapping, `fresh` tells it to make one. **In.** A datagram at a published port is shown to the guest from the
+//! filtering, RFC 4787 REQ-1: STUN, games and WebRTC depend on it). The runtime owns the sockets; a [`UdpVia`] names the
+//! mapping. **In.** A datagram at a published port is shown to the guest from the
 //! client's true address; the guest's answers to that pair leave from the published socket, from the address that the
 //! client used. Where the address cannot be shown, or the guest already talks to it through another forward, the gateway
 //! with a port of our choice stands in.
@@ -101,10 +101,8 @@ enum Owner {
 pub enum UdpVia {
     /// From the mapping's own socket.
     Mapping {
-        /// Which.
+        /// Which. The first time it is named it has no socket yet.
         id: Id,
-        /// It has no socket yet.
-        fresh: bool,
     },
     /// From a published socket, with this source address.
     Listener {
@@ -236,9 +234,9 @@ impl Udp {
             return Some((UdpVia::Listener { index: pair.listener, local: pair.local }, pair.client));
         }
         let target = target?;
-        let (id, fresh) = match self.by_guest.get(&guest).copied() {
-            Some(id) => (id, false),
-            None => (self.new_mapping(now, guest), true),
+        let id = match self.by_guest.get(&guest).copied() {
+            Some(id) => id,
+            None => self.new_mapping(now, guest),
         };
         let mapping = self.mappings.get_mut(id)?;
         mapping.last = now;
@@ -247,7 +245,7 @@ impl Udp {
             mapping.alias_ports[mapping.alias_next % ALIAS_PORTS] = peer.port();
             mapping.alias_next += 1;
         }
-        Some((UdpVia::Mapping { id, fresh }, target))
+        Some((UdpVia::Mapping { id }, target))
     }
 
     fn new_mapping(&mut self, now: Instant, guest: SocketAddr) -> Id {

@@ -5,5 +5,6 @@
 #![allow(unsafe_code)]
 
 pub mod fd;
+pub mod memory;
 pub mod msg;
 pub mod random;

@@ -161,6 +161,8 @@ struct TcpFlow {
     guest_finished: bool,
     /// The guest or we have reset it.
     reset: bool,
+    /// In TIME-WAIT with bytes left for the host: smoltcp must not run its timer, which would empty the ring.
+    lingering: bool,
     dirty: bool,
     since: Instant,
     heard: Instant,
@@ -438,6 +440,7 @@ impl Tcp {
             host_finished: false,
             guest_finished: false,
             reset: false,
+            lingering: false,
             dirty: false,
             since: now,
             heard: now,
@@ -550,6 +553,7 @@ impl Tcp {
             host_finished: false,
             guest_finished: false,
             reset: false,
+            lingering: false,
             dirty: false,
             since: now,
             heard: now,
@@ -659,8 +663,9 @@ impl Tcp {
         if flow.phase == Phase::Connecting {
             return;
         }
+        let lingering = flow.lingering;
         let TcpFlow { socket, wire, key, .. } = flow;
-        loop {
+        while !lingering {
             let mut port = Port { rx: None, wire, key, isn: &self.isn, composer, out, now };
             if self.iface.poll_egress(now, &mut port, &mut socket.set) == PollResult::None {
                 break;
@@ -676,6 +681,10 @@ impl Tcp {
         };
         if let Some(in_order) = ended {
             self.remove(id, now, in_order);
+            return;
+        }
+        if matches!(state, State::TimeWait | State::Closed) {
+            flow.lingering = true;
             return;
         }
         let mut due = self.iface.poll_at(now, &flow.socket.set).map(|at| at.max(now + MIN_RECHECK));
