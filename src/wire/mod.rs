@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod csum;
+pub mod dns_message;
 pub mod dns_name;
 pub mod fragment;
 pub mod icmp_error;

@@ -33,8 +33,6 @@ impl IsnClock {
     }
 
     fn hash(&self, tuple: &impl Hash) -> (u32, usize) {
-        
-        
         let hash = self.secret.hash_one(tuple);
         ((hash >> 32) as u32, hash as usize % BUCKETS)
     }

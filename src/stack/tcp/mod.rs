@@ -665,11 +665,10 @@ impl Tcp {
         }
         let lingering = flow.lingering;
         let TcpFlow { socket, wire, key, .. } = flow;
-        while !lingering {
+        let mut more = !lingering;
+        while more {
             let mut port = Port { rx: None, wire, key, isn: &self.isn, composer, out, now };
-            if self.iface.poll_egress(now, &mut port, &mut socket.set) == PollResult::None {
-                break;
-            }
+            more = self.iface.poll_egress(now, &mut port, &mut socket.set) != PollResult::None;
         }
         let state = socket.get().state();
         // CLOSED without a reset follows LAST-ACK: both FINs are acknowledged, but bytes may still wait for the host.

@@ -62,10 +62,9 @@ impl Wire {
             match self.acked_by_guest {
                 // smoltcp drops in-order data whole if its acknowledgement is older than the newest (seen); the data
                 // is good, so bring the acknowledgement up to date.
-                Some(newest) if (newest.wrapping_sub(ack) as i32) > 0
-                    && segment.sequence_len() > 0 => {
-                        ack = newest;
-                    }
+                Some(newest) if (newest.wrapping_sub(ack) as i32) > 0 && segment.sequence_len() > 0 => {
+                    ack = newest;
+                }
                 _ if !segment.has(RST) => self.acked_by_guest = Some(ack),
                 _ => {}
             }
