@@ -509,7 +509,8 @@ impl Engine {
             match msg::recv(port.fd.as_fd(), &mut self.datagram) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
                 Ok(got) => {
-                    let ends = (canonical(got.from), got.local.unwrap_or(bound));
+                    // A link-local client's scope stays: the answer needs it.
+                    let ends = (got.from, got.local.unwrap_or(bound));
                     let payload = &self.datagram[..got.len];
                     let out = &mut self.sockets;
                     self.stack.handle_udp_published(now, (index, guest_port), ends, payload, got.segment, out);
