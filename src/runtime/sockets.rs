@@ -690,3 +690,37 @@ impl Sockets {
         Ok(OwnedFd::from(ours))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_epoll() {
+        let id = Id { index: u32::MAX, generation: 0x00ff_ffff };
+        for token in [
+            Token::Tap,
+            Token::Control,
+            Token::Tcp(id),
+            Token::Udp(Id { index: 0, generation: 1 }),
+            Token::Ping(id),
+            Token::Listener(65_535),
+        ] {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+        }
+        assert_eq!(Token::decode(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_slot_knows_its_occupant() {
+        let mut slots = Slots::new();
+        let old = Id { index: 3, generation: 1 };
+        let new = Id { index: 3, generation: 2 };
+        assert_eq!(slots.put(old, 'a'), None);
+        assert_eq!(slots.put(new, 'b'), Some('a'));
+        assert_eq!(slots.take(old), None);
+        assert_eq!(slots.get_mut(new), Some(&mut 'b'));
+        assert_eq!(slots.take(new), Some('b'));
+        assert_eq!(slots.count(), 0);
+    }
+}

@@ -122,3 +122,28 @@ impl Ping {
         self.sessions.get(id).map(|session| (session.guest, session.ident))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_end_when_idle_or_when_too_many() {
+        let mut ping = Ping::new(2, 1);
+        let guest = IpAddr::from([10, 0, 2, 100]);
+        let at = Instant::from_secs;
+        let a = ping.route_from_guest(at(0), guest, 1);
+        let b = ping.route_from_guest(at(1), guest, 2);
+        assert_eq!(ping.route_from_guest(at(2), guest, 1), a);
+        let c = ping.route_from_guest(at(3), guest, 3);
+        assert_eq!((ping.len(), ping.evicted), (2, 1));
+        assert_eq!(ping.poll_closed(), Some(b));
+        assert_eq!(ping.guest(b), None);
+        assert_eq!(ping.guest(c), Some((guest, 3)));
+        ping.handle_timeout(at(32));
+        assert_eq!((ping.poll_closed(), ping.poll_closed()), (Some(a), None));
+        ping.handle_timeout(at(33));
+        assert!(ping.is_empty());
+        assert_eq!(ping.next_timeout(), None);
+    }
+}

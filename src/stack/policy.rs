@@ -169,3 +169,117 @@ impl Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::config::{Mac, Offloads};
+
+    pub fn config() -> EndpointConfig {
+        EndpointConfig {
+            id: "0123456789ab".into(),
+            mtu: 65_520,
+            guest_mac: Mac([2, 0x42, 10, 0, 2, 100]),
+            gateway_mac: Mac([2, 0x42, 10, 0, 2, 2]),
+            v4: Some(PlanV4 {
+                subnet: "10.0.2.0/24".parse().unwrap(),
+                gateway: "10.0.2.2".parse().unwrap(),
+                dns: "10.0.2.3".parse().unwrap(),
+                guest: "10.0.2.100".parse().unwrap(),
+            }),
+            v6: Some(PlanV6 {
+                subnet: "fd00:1::/64".parse().unwrap(),
+                gateway: "fd00:1::2".parse().unwrap(),
+                gateway_link_local: "fe80::2".parse().unwrap(),
+                dns: "fd00:1::3".parse().unwrap(),
+                guest: "fd00:1::64".parse().unwrap(),
+            }),
+            offloads: Offloads::default(),
+            allow_host_loopback: false,
+            allow_link_local: false,
+            outbound_v4: None,
+            outbound_v6: None,
+            hostname: "guest".into(),
+            dns_search: Vec::new(),
+        }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn every_form_that_reaches_host_loopback_is_refused() {
+        let policy = Policy::new(&config());
+        for addr in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.9.9.9",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:8.8.8.8",
+            "::7f00:1",
+        ] {
+            assert_eq!(policy.decide(ip(addr)), Decision::Refuse, "{addr}");
+        }
+    }
+
+    #[test]
+    fn metadata_is_closed_until_it_is_opened() {
+        let mut config = config();
+        assert_eq!(Policy::new(&config).decide(ip("169.254.169.254")), Decision::Refuse);
+        config.allow_link_local = true;
+        assert_eq!(Policy::new(&config).decide(ip("169.254.169.254")), Decision::Outside(ip("169.254.169.254")));
+        // IPv6 link-local has no scope here, opened or not.
+        assert_eq!(Policy::new(&config).decide(ip("fe80::1")), Decision::Refuse);
+    }
+
+    #[test]
+    fn the_gateway_is_the_host_and_loopback_only_where_opened() {
+        let mut config = config();
+        let mut policy = Policy::new(&config);
+        assert_eq!(policy.decide(ip("10.0.2.2")), Decision::Gateway(None));
+        policy.set_host_addresses(Some(Ipv4Addr::new(192, 0, 2, 7)), None);
+        assert_eq!(policy.decide(ip("10.0.2.2")), Decision::Gateway(Some(ip("192.0.2.7"))));
+        assert_eq!(policy.decide(ip("fd00:1::2")), Decision::Gateway(None));
+        assert!(policy.is_host_alias(ip("192.0.2.7")) && !policy.is_host_alias(ip("127.0.0.1")));
+        config.allow_host_loopback = true;
+        let policy = Policy::new(&config);
+        assert_eq!(policy.decide(ip("10.0.2.2")), Decision::Gateway(Some(ip("127.0.0.1"))));
+        assert_eq!(policy.decide(ip("fe80::2")), Decision::Gateway(Some(ip("::1"))));
+    }
+
+    #[test]
+    fn the_rest_of_the_subnet_and_groups() {
+        let policy = Policy::new(&config());
+        assert_eq!(policy.decide(ip("10.0.2.77")), Decision::Refuse);
+        assert_eq!(policy.decide(ip("10.0.2.3")), Decision::Dns);
+        assert_eq!(policy.decide(ip("fd00:1::3")), Decision::Dns);
+        for group in ["224.0.0.251", "255.255.255.255", "10.0.2.255", "ff02::fb"] {
+            assert_eq!(policy.decide(ip(group)), Decision::Ignore(DropReason::Multicast), "{group}");
+        }
+        assert_eq!(policy.decide(ip("192.168.1.1")), Decision::Outside(ip("192.168.1.1")));
+        assert_eq!(policy.decide(ip("2001:db8::1")), Decision::Outside(ip("2001:db8::1")));
+    }
+
+    #[test]
+    fn who_can_be_shown_and_who_stands_in() {
+        let mut config = config();
+        let policy = Policy::new(&config);
+        for hidden in
+            ["127.0.0.1", "169.254.1.1", "10.0.2.9", "10.0.2.100", "::1", "fe80::9", "fd00:1::9", "::ffff:1.2.3.4"]
+        {
+            assert!(!policy.can_show(ip(hidden)), "{hidden}");
+        }
+        assert!(policy.can_show(ip("192.0.2.1")) && policy.can_show(ip("2001:db8::9")));
+        assert_eq!(policy.stand_in(ip("::1")), Some((ip("fd00:1::2"), ip("fd00:1::64"))));
+        config.v6 = None;
+        let policy = Policy::new(&config);
+        // A guest without the client's family sees the gateway of the family it has.
+        assert!(!policy.can_show(ip("2001:db8::9")));
+        assert_eq!(policy.stand_in(ip("2001:db8::9")), Some((ip("10.0.2.2"), ip("10.0.2.100"))));
+        assert_eq!(policy.decide(ip("2001:db8::9")), Decision::Ignore(DropReason::FamilyOff));
+    }
+}

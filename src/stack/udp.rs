@@ -351,3 +351,98 @@ fn shown_source(mapping: &Mapping, source: SocketAddr, gateway_alias: Option<IpA
         _ => source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn out(udp: &mut Udp, now: i64, guest: &str, peer: &str) -> UdpVia {
+        let peer = at(peer);
+        udp.route_from_guest(Instant::from_secs(now), at(guest), peer, Some(peer), false).expect("routed").0
+    }
+
+    #[test]
+    fn one_mapping_serves_every_destination() {
+        let mut udp = Udp::new(UdpLimits::default(), 1);
+        let first = out(&mut udp, 0, "10.0.2.100:5000", "192.0.2.1:3478");
+        assert_eq!(first, out(&mut udp, 0, "10.0.2.100:5000", "192.0.2.2:3479"));
+        assert_ne!(first, out(&mut udp, 0, "10.0.2.100:5001", "192.0.2.1:3478"));
+        let UdpVia::Mapping { id } = first else { panic!("not a mapping") };
+        // Filtering is endpoint-independent too: a stranger reaches it.
+        let stranger = at("198.51.100.9:9");
+        assert_eq!(
+            udp.route_from_host(Instant::from_secs(1), id, stranger, None),
+            Ok((at("10.0.2.100:5000"), stranger))
+        );
+    }
+
+    #[test]
+    fn idle_times_differ_and_traffic_extends_them() {
+        let mut udp = Udp::new(UdpLimits::default(), 1);
+        let UdpVia::Mapping { id: dns } = out(&mut udp, 0, "10.0.2.100:1", "192.0.2.1:53") else { panic!() };
+        let UdpVia::Mapping { id: single } = out(&mut udp, 0, "10.0.2.100:2", "192.0.2.1:4000") else { panic!() };
+        let UdpVia::Mapping { id: stream } = out(&mut udp, 0, "10.0.2.100:3", "192.0.2.1:4000") else { panic!() };
+        udp.route_from_host(Instant::from_secs(10), stream, at("192.0.2.1:4000"), None).unwrap();
+        let mut ended = Vec::new();
+        for second in 0..400 {
+            udp.handle_timeout(Instant::from_secs(second));
+            while let Some(id) = udp.poll_closed() {
+                ended.push((second, id));
+            }
+        }
+        assert_eq!(ended, [(30, dns), (120, single), (310, stream)]);
+        assert_eq!(udp.len(), (0, 0));
+    }
+
+    #[test]
+    fn full_tables_end_the_longest_idle() {
+        let mut udp = Udp::new(UdpLimits { max_mappings: 2, max_pairs: 1 }, 1);
+        let a = out(&mut udp, 0, "10.0.2.100:1", "192.0.2.1:9");
+        let b = out(&mut udp, 1, "10.0.2.100:2", "192.0.2.1:9");
+        // The first becomes the younger one.
+        out(&mut udp, 2, "10.0.2.100:1", "192.0.2.1:9");
+        out(&mut udp, 3, "10.0.2.100:3", "192.0.2.1:9");
+        assert_eq!(udp.len().0, 2);
+        assert_eq!(udp.evicted, 1);
+        let (UdpVia::Mapping { id: a }, UdpVia::Mapping { id: b }) = (a, b) else { panic!() };
+        assert_eq!(udp.poll_closed(), Some(b));
+        assert!(udp.route_error(a, at("192.0.2.1:9"), None).is_some());
+    }
+
+    #[test]
+    fn answers_of_the_host_come_from_the_gateway_that_was_asked() {
+        let mut udp = Udp::new(UdpLimits::default(), 1);
+        let now = Instant::from_secs(0);
+        let (guest, gateway) = (at("10.0.2.100:1"), at("10.0.2.2:7"));
+        let host = at("192.0.2.7:7");
+        let (via, target) = udp.route_from_guest(now, guest, gateway, Some(host), true).unwrap();
+        assert_eq!(target, host);
+        let UdpVia::Mapping { id } = via else { panic!() };
+        assert_eq!(udp.route_from_host(now, id, host, Some(gateway.ip())), Ok((guest, gateway)));
+        // A port of the host that was never asked by way of the gateway is itself.
+        let other = at("192.0.2.7:8");
+        assert_eq!(udp.route_from_host(now, id, other, Some(gateway.ip())), Ok((guest, other)));
+    }
+
+    #[test]
+    fn two_forwards_to_one_port_do_not_mix_their_answers() {
+        let mut udp = Udp::new(UdpLimits::default(), 1);
+        let now = Instant::from_secs(0);
+        let (guest, client) = (at("10.0.2.100:53"), at("198.51.100.1:4000"));
+        let stand_in = Some(("10.0.2.2".parse().unwrap(), guest));
+        let (here, there): (IpAddr, IpAddr) = ("192.0.2.7".parse().unwrap(), "192.0.2.8".parse().unwrap());
+        let first = udp.route_published(now, (0, client, here), Some(guest), stand_in).unwrap();
+        let second = udp.route_published(now, (1, client, there), Some(guest), stand_in).unwrap();
+        assert_eq!(first.peer(), client);
+        assert_eq!(second.peer().ip(), IpAddr::from([10, 0, 2, 2]));
+        let answer = |udp: &mut Udp, peer| udp.route_from_guest(now, guest, peer, None, false).unwrap();
+        assert_eq!(answer(&mut udp, first.peer()), (UdpVia::Listener { index: 0, local: here }, client));
+        assert_eq!(answer(&mut udp, second.peer()), (UdpVia::Listener { index: 1, local: there }, client));
+        // The same client again is the same pair.
+        assert_eq!(udp.route_published(now, (0, client, here), Some(guest), stand_in), Ok(first));
+    }
+}
