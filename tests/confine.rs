@@ -1,0 +1,416 @@
+//! The confinement of the network process, tried from inside: each act runs in a process of its own after
+//! `confine::enter`, and is killed, refused or succeeds.
+//!
+//! A test re-executes itself for each act (threads of the test harness gone), forks (a user namespace is entered with
+//! one thread only), enters and acts; the exit code tells how it went.
+#![allow(unsafe_code)] // fork(2), and forbidden calls have no safe wrapper.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use tapway::confine::{self, Options, Outcome, Report};
+
+/// Which act of which test the re-executed process performs.
+const KEY: &str = "TAPWAY_CONFINE_ACT";
+/// Exit code of a process killed by the filter.
+const KILLED: i32 = 128 + libc::SIGSYS;
+
+/// Runs `act` in a process of its own: first call spawns, the spawned process gets here again and acts. None: this is
+/// the spawned process and it is here for another act.
+fn run(test: &str, label: &str, act: impl FnOnce() -> i32) -> Option<Output> {
+    run_watched(test, label, act, |_| ())
+}
+
+/// As [`run`]; `watch` looks at the acting process from outside, while it is still there.
+fn run_watched(test: &str, label: &str, act: impl FnOnce() -> i32, watch: impl FnOnce(Pid)) -> Option<Output> {
+    let me = format!("{test}/{label}");
+    match std::env::var(KEY) {
+        Ok(key) if key == me => {
+            // SAFETY: the only other thread is the harness's main thread, which waits for this one; it holds no lock
+            // that the child takes, and the child leaves by _exit.
+            let code = match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    let code = act();
+                    // SAFETY: ends the child without the harness's exit handlers, which belong to its parent.
+                    unsafe { libc::_exit(code) }
+                }
+                ForkResult::Parent { child } => {
+                    watch(child);
+                    match waitpid(child, None).unwrap() {
+                        WaitStatus::Exited(_, code) => code,
+                        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            };
+            std::process::exit(code)
+        }
+        Ok(_) => None,
+        Err(_) => Some(
+            Command::new(std::env::current_exe().unwrap())
+                .args([test, "--exact", "--nocapture", "--test-threads=1"])
+                .env(KEY, me)
+                .env("RUST_BACKTRACE", "1")
+                .output()
+                .unwrap(),
+        ),
+    }
+}
+
+fn enter() -> Report {
+    let report = confine::enter(Options::default()).unwrap();
+    eprintln!("entered");
+    report
+}
+
+/// A raw call: 0, or the errno.
+macro_rules! raw {
+    ($($argument:expr),+) => {{
+        // SAFETY: pointers are null or to constants that outlive the call; the kernel copies. What a call would change
+        // is this process, which ends right after.
+        let result = unsafe { libc::syscall($($argument),+) };
+        if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
+    }};
+}
+
+/// A forbidden act: the exit code it must end with (killed or the errno), and what it does.
+type Forbidden = (&'static str, i32, fn() -> i32);
+
+const FORBIDDEN: &[Forbidden] = &[
+    ("open for reading", libc::EACCES, || raw!(libc::SYS_openat, libc::AT_FDCWD, c"/".as_ptr(), libc::O_RDONLY)),
+    ("create a file", libc::EACCES, || {
+        raw!(libc::SYS_openat, libc::AT_FDCWD, c"/x".as_ptr(), libc::O_WRONLY | libc::O_CREAT, 0o600)
+    }),
+    ("stat", libc::EACCES, || std::fs::metadata("/").unwrap_err().raw_os_error().unwrap()),
+    ("unlink", KILLED, || raw!(libc::SYS_unlinkat, libc::AT_FDCWD, c"/x".as_ptr(), 0)),
+    ("execve", KILLED, || raw!(libc::SYS_execve, c"/bin/true".as_ptr(), 0, 0)),
+    ("execveat", KILLED, || raw!(libc::SYS_execveat, 0, c"".as_ptr(), 0, 0, libc::AT_EMPTY_PATH)),
+    ("fork", KILLED, || {
+        // SAFETY: never gets to have a child.
+        unsafe { fork() }.map_or_else(|e| e as i32, |_| 0)
+    }),
+    ("clone3", libc::ENOSYS, || raw!(libc::SYS_clone3, 0, 0)),
+    ("clone into a namespace", KILLED, || raw!(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0)),
+    ("thread in a new network namespace", KILLED, || {
+        raw!(
+            libc::SYS_clone,
+            libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_NEWNET,
+            0,
+            0,
+            0,
+            0
+        )
+    }),
+    ("unshare", KILLED, || raw!(libc::SYS_unshare, libc::CLONE_NEWUSER)),
+    ("setns", KILLED, || raw!(libc::SYS_setns, 0, 0)),
+    ("mount", KILLED, || raw!(libc::SYS_mount, 0, c"/".as_ptr(), c"tmpfs".as_ptr(), 0, 0)),
+    ("chroot", KILLED, || raw!(libc::SYS_chroot, c"/".as_ptr())),
+    ("ptrace", KILLED, || raw!(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)),
+    ("read another process", KILLED, || raw!(libc::SYS_process_vm_readv, 1, 0, 0, 0, 0, 0)),
+    ("kill another process", KILLED, || raw!(libc::SYS_kill, 1, 0)),
+    ("tgkill another process", KILLED, || raw!(libc::SYS_tgkill, 1, 1, 0)),
+    ("bpf", KILLED, || raw!(libc::SYS_bpf, 0, 0, 0)),
+    ("io_uring", KILLED, || raw!(libc::SYS_io_uring_setup, 1, 0)),
+    ("keyctl", KILLED, || raw!(libc::SYS_keyctl, 0, 0, 0, 0, 0)),
+    ("userfaultfd", KILLED, || raw!(libc::SYS_userfaultfd, 0)),
+    ("a second filter", KILLED, || raw!(libc::SYS_seccomp, 0, 0, 0)),
+    ("executable memory", KILLED, || {
+        raw!(libc::SYS_mmap, 0, 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    }),
+    ("make memory executable", KILLED, || raw!(libc::SYS_mprotect, 0, 4096, libc::PROT_READ | libc::PROT_EXEC)),
+    ("raw socket", KILLED, || raw!(libc::SYS_socket, libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)),
+    ("packet socket", KILLED, || raw!(libc::SYS_socket, libc::AF_PACKET, libc::SOCK_DGRAM, 0)),
+    ("netlink socket", KILLED, || raw!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)),
+    ("unix socket", KILLED, || raw!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM, 0)),
+    ("vsock socket", KILLED, || raw!(libc::SYS_socket, libc::AF_VSOCK, libc::SOCK_STREAM, 0)),
+    ("sctp socket", KILLED, || raw!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
+    ("IPv6 ping socket of the IPv4 protocol", KILLED, || {
+        raw!(libc::SYS_socket, libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)
+    }),
+    ("internet socket pair", KILLED, || raw!(libc::SYS_socketpair, libc::AF_INET, libc::SOCK_STREAM, 0, 0)),
+    ("listen", KILLED, || raw!(libc::SYS_listen, 0, 1)),
+    ("socket filter", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, 0, 0)),
+    ("kernel TLS", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_TCP, libc::TCP_ULP, 0, 0)),
+    ("netfilter table", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_IP, 64, 0, 0)),
+    ("netfilter table, IPv6", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_IPV6, 64, 0, 0)),
+    ("udp encapsulation", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_UDP, libc::UDP_ENCAP, 0, 0)),
+    ("type into the terminal", KILLED, || raw!(libc::SYS_ioctl, 0, libc::TIOCSTI, c"x".as_ptr())),
+    ("reconfigure the TAP", KILLED, || raw!(libc::SYS_ioctl, 0, libc::TUNSETIFF, 0)),
+    ("signal-driven descriptor", KILLED, || raw!(libc::SYS_fcntl, 0, libc::F_SETOWN, 1)),
+    ("become dumpable again", KILLED, || raw!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)),
+    ("change a limit", KILLED, || raw!(libc::SYS_prlimit64, 0, libc::RLIMIT_CORE, c"0123456789abcdef".as_ptr(), 0)),
+    ("another architecture's call", KILLED, || raw!(0x4000_0000 + libc::SYS_getpid)), // x32 bit of x86-64
+];
+
+#[test]
+fn forbidden_acts_are_killed_or_refused() {
+    for &(label, expected, act) in FORBIDDEN {
+        let Some(out) = run("forbidden_acts_are_killed_or_refused", label, || {
+            enter();
+            act()
+        }) else {
+            continue;
+        };
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(err.contains("entered"), "{label}: did not get as far as the act: {err}");
+        assert_eq!(out.status.code(), Some(expected), "{label}: {err}");
+    }
+}
+
+#[test]
+fn the_work_of_the_network_process_survives() {
+    let name = "the_work_of_the_network_process_survives";
+    let Some(out) = run(name, "", || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let report = enter();
+        for (stage, outcome) in [
+            ("root", &report.root),
+            ("capabilities", &report.capabilities),
+            ("landlock", &report.landlock),
+            ("memory", &report.memory),
+            ("seccomp", &report.seccomp),
+        ] {
+            eprintln!("{stage}: {outcome}");
+        }
+        tokio_work();
+        data_plane_work(&listener);
+        memory_and_threads();
+        42
+    }) else {
+        return;
+    };
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(42), "{err}");
+    assert!(err.contains("root: done") && err.contains("capabilities: done") && err.contains("seccomp: done"), "{err}");
+    assert!(err.contains("a message of a dying thread"), "{err}");
+}
+
+/// What the control plane does: UDP and TCP clients with time-outs on a current-thread runtime, beside a thread.
+fn tokio_work() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (one, two) = (local_udp().await, local_udp().await);
+        one.send_to(b"query", two.local_addr().unwrap()).await.unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = two.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((&buffer[..length], from), (&b"query"[..], one.local_addr().unwrap()));
+        let silence = tokio::time::timeout(Duration::from_millis(5), one.recv_from(&mut buffer)).await;
+        assert!(silence.is_err());
+        // Refused: nobody listens on a UDP socket's number.
+        let refused = tokio::net::TcpStream::connect(two.local_addr().unwrap()).await;
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        let (mut left, mut right) = tokio::net::UnixStream::pair().unwrap();
+        left.write_all(b"x").await.unwrap();
+        assert_eq!(right.read_u8().await.unwrap(), b'x');
+    });
+}
+
+async fn local_udp() -> tokio::net::UdpSocket {
+    tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
+}
+
+/// What the data plane does with descriptors that it was given and sockets that it makes.
+fn data_plane_work(listener: &TcpListener) {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockProtocol, SockType, sendmsg, setsockopt, socket, sockopt,
+    };
+    use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK).unwrap();
+    timer.set(Expiration::OneShot(Duration::from_millis(1).into()), TimerSetTimeFlags::empty()).unwrap();
+    epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, 7)).unwrap();
+    let mut events = [EpollEvent::empty(); 4];
+    assert_eq!(epoll.wait(&mut events, EpollTimeout::from(1000u16)), Ok(1));
+    assert_eq!(events[0].data(), 7);
+    let event = nix::sys::eventfd::EventFd::new().unwrap();
+    event.write(1).unwrap();
+
+    // A connection through a listener of before; both ends reset rather than end.
+    let mut to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut from, peer) = listener.accept().unwrap();
+    assert_eq!(peer, to.local_addr().unwrap());
+    to.set_nonblocking(true).unwrap();
+    to.set_nodelay(true).unwrap();
+    setsockopt(&to, sockopt::KeepAlive, &true).unwrap();
+    setsockopt(&to, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+    to.write_all(b"bytes").unwrap();
+    let mut buffer = [0; 5];
+    from.read_exact(&mut buffer).unwrap();
+    to.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(from.read(&mut buffer).unwrap(), 0);
+    assert!(to.take_error().unwrap().is_none());
+
+    // UDP with segmentation, and what comes with it.
+    let socket_v4 = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address: SocketAddr = socket_v4.local_addr().unwrap();
+    setsockopt(&socket_v4, sockopt::UdpGroSegment, &true).unwrap();
+    setsockopt(&socket_v4, sockopt::Ipv4PacketInfo, &true).unwrap();
+    let payload = [std::io::IoSlice::new(&[1; 300])];
+    let to = nix::sys::socket::SockaddrStorage::from(address);
+    let cut = [ControlMessage::UdpGsoSegments(&100)];
+    assert_eq!(sendmsg(socket_v4.as_raw_fd(), &payload, &cut, MsgFlags::empty(), Some(&to)), Ok(300));
+    assert!(socket_v4.recv(&mut [0; 1000]).unwrap() >= 100);
+
+    // Ping sockets may be refused by the host's ping_group_range, but the call itself is ours to make.
+    for (family, protocol) in [(AddressFamily::Inet, SockProtocol::Icmp), (AddressFamily::Inet6, SockProtocol::IcmpV6)]
+    {
+        let made = socket(family, SockType::Datagram, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, protocol);
+        assert!(matches!(made, Ok(_) | Err(nix::Error::EACCES | nix::Error::EAFNOSUPPORT)), "{made:?}");
+    }
+    // Descriptors over the attach connection.
+    let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
+    tapway::api::attach::send(left.as_fd(), &1u32, &[socket_v4.as_raw_fd()]).unwrap();
+    let (one, fds): (u32, _) = tapway::api::attach::recv(right.as_fd()).unwrap();
+    assert_eq!((one, fds.len()), (1, 1));
+}
+
+/// Allocations that map, grow and go; threads, one of which panics and says so with a backtrace.
+fn memory_and_threads() {
+    let mut big = vec![0u8; 256 << 20];
+    big[200 << 20] = 1;
+    big.truncate(1 << 20);
+    big.shrink_to_fit();
+    big.resize(64 << 20, 2);
+    drop(big);
+    let threads: Vec<_> =
+        (0..4).map(|i| std::thread::Builder::new().name(format!("worker {i}")).spawn(move || i).unwrap()).collect();
+    assert_eq!(threads.into_iter().map(|thread| thread.join().unwrap()).sum::<i32>(), 6);
+    assert!(std::thread::available_parallelism().is_ok());
+    let died = std::thread::spawn(|| panic!("a message of a dying thread")).join();
+    assert!(died.is_err());
+    tracing::warn!("logging goes on");
+}
+
+#[test]
+fn an_abort_ends_as_an_abort() {
+    let Some(out) = run("an_abort_ends_as_an_abort", "", || {
+        enter();
+        std::process::abort()
+    }) else {
+        return;
+    };
+    assert_eq!(out.status.code(), Some(128 + libc::SIGABRT), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn from_outside_the_process_has_nothing_left() {
+    let name = "from_outside_the_process_has_nothing_left";
+    let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut there_too = there.try_clone().unwrap();
+    let act = || {
+        enter();
+        there_too.write_all(b"r").unwrap();
+        // Stay until looked at.
+        let _ = there_too.read(&mut [0]);
+        0
+    };
+    let watch = |child: Pid| {
+        here.read_exact(&mut [0]).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        let field = |name: &str| {
+            let line =
+                status.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {status}"));
+            line.split_once(':').unwrap().1.trim().to_owned()
+        };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{set}");
+        }
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()));
+        let limits = std::fs::read_to_string(format!("/proc/{child}/limits")).unwrap();
+        let core: Vec<_> = limits.lines().find(|line| line.contains("core file")).unwrap().split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"], "{limits}");
+        let files: Vec<_> =
+            limits.lines().find(|line| line.contains("open files")).unwrap().split_whitespace().collect();
+        assert_eq!(files[3], files[4], "soft and hard descriptor limit");
+        if !nix::unistd::getuid().is_root() {
+            let mem = std::fs::File::open(format!("/proc/{child}/mem")).unwrap_err();
+            assert_eq!(mem.kind(), std::io::ErrorKind::PermissionDenied);
+        }
+        here.write_all(b"g").unwrap();
+    };
+    let Some(out) = run_watched(name, "", act, watch) else { return };
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn the_root_is_empty_and_the_network_the_hosts() {
+    let name = "the_root_is_empty_and_the_network_the_hosts";
+    let Some(out) = run(name, "", || {
+        let ns = |kind: &str| std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap();
+        let proc = std::fs::File::open("/proc/thread-self/ns").unwrap();
+        let before = (ns("net"), ns("mnt"), ns("user"));
+        assert_eq!(confine::empty_root(), Outcome::Done);
+        let after = |kind: &str| nix::fcntl::readlinkat(&proc, kind).unwrap();
+        assert_eq!(before.0.as_os_str(), after("net"));
+        assert_ne!(before.1.as_os_str(), after("mnt"));
+        assert_ne!(before.2.as_os_str(), after("user"));
+        for path in ["/", "/..", "."] {
+            assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "{path}");
+        }
+        let refused = std::fs::write("/file", "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{refused}");
+        0
+    }) else {
+        return;
+    };
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn landlock_alone_refuses_files_that_are_there() {
+    let name = "landlock_alone_refuses_files_that_are_there";
+    let Some(out) = run(name, "", || {
+        std::fs::read("/etc/passwd").unwrap();
+        confine::no_new_privileges().unwrap();
+        // Kernels without Landlock say so; the file then stays readable.
+        let landlock = confine::landlock_nothing();
+        let refused = std::fs::read("/etc/passwd").is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+        assert_eq!(refused, !matches!(landlock, Outcome::Refused(_)), "{landlock}");
+        0
+    }) else {
+        return;
+    };
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn without_namespaces_it_warns_and_goes_on() {
+    let name = "without_namespaces_it_warns_and_goes_on";
+    let Some(out) = run(name, "", || {
+        tapway::telemetry::init(0, tapway::telemetry::LogFormat::Text);
+        // A namespace in which no further one may be made: as a nested container or AppArmor would have it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap();
+        std::fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
+        let report = enter();
+        assert!(matches!(report.root, Outcome::Refused(_)), "{report:?}");
+        assert_eq!(report.seccomp, Outcome::Done);
+        FORBIDDEN.iter().find(|(label, ..)| *label == "open for reading").unwrap().2()
+    }) else {
+        return;
+    };
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(libc::EACCES), "{err}");
+    assert!(err.contains("tapway: warn: the network process keeps the file system in view"), "{err}");
+}
+
+#[test]
+fn stages_can_be_left_out() {
+    let Some(out) = run("stages_can_be_left_out", "", || {
+        let options = Options { root: false, landlock: false, hide_memory: false, seccomp: false };
+        let report = confine::enter(options).unwrap();
+        assert_eq!([report.root, report.landlock, report.memory, report.seccomp], [const { Outcome::NotAsked }; 4]);
+        i32::from(std::fs::read("/etc/passwd").is_err() || !nix::sys::prctl::get_no_new_privs().unwrap())
+    }) else {
+        return;
+    };
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
