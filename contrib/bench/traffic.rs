@@ -1,0 +1,340 @@
+//! The traffic of `contrib/bench/compare`: one small program that is either end of every measurement.
+//!
+//! ```text
+//! bench-traffic serve PORT                        TCP on PORT (first byte says what is wanted), one byte and close on
+//!                                                 PORT + 1, UDP on PORT
+//! bench-traffic send HOST PORT SECONDS STREAMS    client to server;  Gbit/s, as the server counted
+//! bench-traffic recv HOST PORT SECONDS STREAMS    server to client;  Gbit/s, as we counted
+//! bench-traffic rtt HOST PORT SECONDS             one byte there and back; median µs
+//! bench-traffic conn HOST PORT SECONDS CLIENTS    connect, one byte, close; median µs, and connections a second
+//! bench-traffic udp-send HOST PORT SECONDS SIZE   datagrams a second that the server got, of those sent
+//! bench-traffic udp-recv HOST PORT SECONDS SIZE   datagrams a second that we got
+//! bench-traffic probe HOST PORT                   returns as soon as one byte went there and back
+//! ```
+//!
+//! Each client prints one line of JSON. Only the standard library is used and nothing is tuned: socket buffers and
+//! congestion control are the kernel's defaults, as they are for the programs of users.
+
+#![allow(clippy::cast_precision_loss, reason = "counts become rates of four digits")]
+
+use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of one read or write of bulk traffic.
+const BLOCK: usize = 256 * 1024;
+/// How long anything may stand still before the measurement counts as failed.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// What a TCP client asks for with its first byte.
+const SINK: u8 = b'S';
+const FLOOD: u8 = b'F';
+const ECHO: u8 = b'E';
+const COUNT: u8 = b'C';
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["serve", port] => serve(number(port)?),
+        ["send", host, port, seconds, streams] => send(at(host, port)?, span(seconds)?, number(streams)?),
+        ["recv", host, port, seconds, streams] => recv(at(host, port)?, span(seconds)?, number(streams)?),
+        ["rtt", host, port, seconds] => rtt(at(host, port)?, span(seconds)?),
+        ["conn", host, port, seconds, clients] => conn(at(host, port)?, span(seconds)?, number(clients)?),
+        ["udp-send", host, port, seconds, size] => udp_send(at(host, port)?, span(seconds)?, number(size)?),
+        ["udp-recv", host, port, seconds, size] => udp_recv(at(host, port)?, span(seconds)?, number(size)?),
+        ["probe", host, port] => probe(at(host, port)?),
+        _ => Err(bad("usage: see the head of contrib/bench/traffic.rs")),
+    }
+}
+
+fn bad(text: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, text)
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| bad(text))
+}
+
+fn span(text: &str) -> Result<Duration> {
+    Ok(Duration::from_secs_f64(number(text)?))
+}
+
+fn at(host: &str, port: &str) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(number(host)?, number(port)?))
+}
+
+/// What the server has received since it began.
+#[derive(Default)]
+struct Received {
+    datagrams: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Serves until killed.
+fn serve(port: u16) -> Result<()> {
+    let received = Arc::new(Received::default());
+    // The wildcard IPv6 address takes both families (`bindv6only` is 0 by default).
+    let udp = UdpSocket::bind(("::", port))?;
+    let counter = Arc::clone(&received);
+    thread::spawn(move || serve_udp(&udp, &counter.datagrams));
+    let short = TcpListener::bind(("::", port + 1))?;
+    thread::spawn(move || {
+        // One thread, no reads: the cost is the connection's, not the server's.
+        loop {
+            if let Ok((mut stream, _)) = short.accept() {
+                let _ = stream.write_all(b"!");
+            }
+        }
+    });
+    let listener = TcpListener::bind(("::", port))?;
+    println!("ready");
+    loop {
+        let (stream, _) = listener.accept()?;
+        let received = Arc::clone(&received);
+        thread::spawn(move || serve_one(stream, &received));
+    }
+}
+
+fn serve_one(mut stream: TcpStream, received: &Received) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut wanted = [0];
+    stream.read_exact(&mut wanted)?;
+    let mut block = vec![0; BLOCK];
+    match wanted[0] {
+        SINK => {
+            // The client never reads this byte, so its kernel ends the connection with a reset instead of delivering
+            // for a while what nobody measures any more.
+            stream.write_all(b"!")?;
+            loop {
+                match stream.read(&mut block)? {
+                    0 => return Ok(()),
+                    n => received.bytes.fetch_add(n as u64, Ordering::SeqCst),
+                };
+            }
+        }
+        FLOOD => loop {
+            stream.write_all(&block)?;
+        },
+        ECHO => loop {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            stream.write_all(&byte)?;
+        },
+        COUNT => loop {
+            let mut what = [0];
+            stream.read_exact(&mut what)?;
+            let counter = if what[0] == SINK { &received.bytes } else { &received.datagrams };
+            stream.write_all(&counter.load(Ordering::SeqCst).to_be_bytes())?;
+        },
+        _ => Err(bad("an unknown wish")),
+    }
+}
+
+/// Counts datagrams; one that says `go MILLISECONDS SIZE` is answered with a flood of that length.
+fn serve_udp(socket: &UdpSocket, datagrams: &AtomicU64) {
+    let mut bytes = vec![0; 65_536];
+    loop {
+        let Ok((n, peer)) = socket.recv_from(&mut bytes) else { continue };
+        let text = std::str::from_utf8(&bytes[..n.min(40)]).unwrap_or_default();
+        let wish: Vec<&str> = text.split(' ').collect();
+        let &["go", ms, size] = &wish[..] else {
+            datagrams.fetch_add(1, Ordering::SeqCst);
+            continue;
+        };
+        let (Ok(ms), Ok(size)) = (ms.parse(), size.parse::<usize>()) else { continue };
+        let end = Instant::now() + Duration::from_millis(ms);
+        let flood = vec![0; size.min(65_507)];
+        while Instant::now() < end {
+            // Errors are full buffers or a client that left; both end with the time.
+            let _ = socket.send_to(&flood, peer);
+        }
+    }
+}
+
+fn open(to: SocketAddr, wish: u8) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&[wish])?;
+    Ok(stream)
+}
+
+fn gigabits(bytes: u64, took: Duration) -> f64 {
+    bytes as f64 * 8e-9 / took.as_secs_f64()
+}
+
+/// Sends from `streams` threads for `span` and then asks the server what it has got so far. Threads that are stuck in
+/// a write end with the process, so a helper that stalls costs no more time than one that does not.
+fn send(to: SocketAddr, span: Duration, streams: usize) -> Result<()> {
+    let mut counter = open(to, COUNT)?;
+    let mut count = || -> Result<u64> {
+        counter.write_all(&[SINK])?;
+        let mut total = [0; 8];
+        counter.read_exact(&mut total)?;
+        Ok(u64::from_be_bytes(total))
+    };
+    let streams = (0..streams).map(|_| open(to, SINK)).collect::<Result<Vec<_>>>()?;
+    let before = count()?;
+    let begin = Instant::now();
+    for mut stream in streams {
+        thread::spawn(move || -> Result<()> {
+            let block = vec![0x5a; BLOCK];
+            loop {
+                stream.write_all(&block)?;
+            }
+        });
+    }
+    thread::sleep(span);
+    let bytes = count()?.saturating_sub(before);
+    println!("{{\"gbit_s\": {:.4}, \"bytes\": {bytes}}}", gigabits(bytes, begin.elapsed()));
+    Ok(())
+}
+
+/// Reads with `streams` threads for `span`.
+fn recv(from: SocketAddr, span: Duration, streams: usize) -> Result<()> {
+    let streams = (0..streams).map(|_| open(from, FLOOD)).collect::<Result<Vec<_>>>()?;
+    let total = Arc::new(AtomicU64::new(0));
+    let begin = Instant::now();
+    for mut stream in streams {
+        let total = Arc::clone(&total);
+        thread::spawn(move || -> Result<()> {
+            let mut block = vec![0; BLOCK];
+            loop {
+                match stream.read(&mut block)? {
+                    0 => return Err(ErrorKind::UnexpectedEof.into()),
+                    n => total.fetch_add(n as u64, Ordering::SeqCst),
+                };
+            }
+        });
+    }
+    thread::sleep(span);
+    let bytes = total.load(Ordering::SeqCst);
+    println!("{{\"gbit_s\": {:.4}, \"bytes\": {bytes}}}", gigabits(bytes, begin.elapsed()));
+    Ok(())
+}
+
+/// Runs `one` for each item, each on a thread of its own.
+fn in_threads<I: Send, T: Send>(items: Vec<I>, one: impl Fn(I) -> Result<T> + Sync) -> Result<Vec<T>> {
+    thread::scope(|scope| {
+        let one = &one;
+        let threads: Vec<_> = items.into_iter().map(|item| scope.spawn(move || one(item))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(bad("a thread panicked")))).collect()
+    })
+}
+
+fn median_us(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() / 2).map_or(f64::NAN, |t| t.as_secs_f64() * 1e6)
+}
+
+fn rtt(to: SocketAddr, span: Duration) -> Result<()> {
+    let mut stream = open(to, ECHO)?;
+    let mut times = Vec::new();
+    let begin = Instant::now();
+    while begin.elapsed() < span {
+        let sent = Instant::now();
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        times.push(sent.elapsed());
+    }
+    println!("{{\"us\": {:.2}, \"count\": {}}}", median_us(&mut times), times.len());
+    Ok(())
+}
+
+fn conn(to: SocketAddr, span: Duration, clients: usize) -> Result<()> {
+    let to = SocketAddr::new(to.ip(), to.port() + 1);
+    let begin = Instant::now();
+    let one = |_: usize| -> Result<Vec<Duration>> {
+        let mut times = Vec::new();
+        while begin.elapsed() < span {
+            let start = Instant::now();
+            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut bytes = [0; 2];
+            stream.read_exact(&mut bytes[..1])?;
+            if stream.read(&mut bytes)? != 0 {
+                return Err(bad("more than one byte"));
+            }
+            drop(stream);
+            times.push(start.elapsed());
+        }
+        Ok(times)
+    };
+    let mut times: Vec<Duration> = in_threads((0..clients).collect(), one)?.concat();
+    let rate = times.len() as f64 / begin.elapsed().as_secs_f64();
+    println!("{{\"us\": {:.2}, \"per_s\": {rate:.1}, \"count\": {}}}", median_us(&mut times), times.len());
+    Ok(())
+}
+
+fn counted(to: SocketAddr) -> Result<u64> {
+    let mut count = [0; 8];
+    let mut stream = open(to, COUNT)?;
+    stream.write_all(&[ECHO])?;
+    stream.read_exact(&mut count)?;
+    Ok(u64::from_be_bytes(count))
+}
+
+fn udp_socket(to: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn udp_send(to: SocketAddr, span: Duration, size: usize) -> Result<()> {
+    let socket = udp_socket(to)?;
+    // A first one, so that neighbours are resolved and the mapping stands.
+    socket.send(&[0])?;
+    thread::sleep(Duration::from_millis(20));
+    let before = counted(to)?;
+    let datagram = vec![0; size];
+    let mut sent = 0u64;
+    let begin = Instant::now();
+    while begin.elapsed() < span {
+        sent += u64::from(socket.send(&datagram).is_ok());
+    }
+    let took = begin.elapsed();
+    thread::sleep(Duration::from_millis(50));
+    let delivered = counted(to)?.saturating_sub(before);
+    println!(
+        "{{\"per_s\": {:.1}, \"delivered\": {delivered}, \"sent\": {sent}}}",
+        delivered as f64 / took.as_secs_f64()
+    );
+    Ok(())
+}
+
+fn udp_recv(from: SocketAddr, span: Duration, size: usize) -> Result<()> {
+    let socket = udp_socket(from)?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let mut bytes = vec![0; 65_536];
+    socket.send(format!("go {} {size}", span.as_millis()).as_bytes())?;
+    let begin = Instant::now();
+    let mut got = 0u64;
+    while begin.elapsed() < span + Duration::from_millis(100) {
+        got += u64::from(socket.recv(&mut bytes).is_ok());
+    }
+    println!("{{\"per_s\": {:.1}, \"delivered\": {got}}}", got as f64 / span.as_secs_f64());
+    Ok(())
+}
+
+fn probe(to: SocketAddr) -> Result<()> {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        let tried = TcpStream::connect_timeout(&to, Duration::from_millis(200)).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(&[ECHO, b'x'])?;
+            stream.read_exact(&mut [0])
+        });
+        match tried {
+            Ok(()) => {
+                println!("{{\"ready\": true}}");
+                return Ok(());
+            }
+            Err(e) if Instant::now() > give_up => return Err(e),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
