@@ -1,16 +1,18 @@
 //! The traffic of `contrib/bench/compare`: one small program that is either end of every measurement.
 //!
 //! ```text
-//! bench-traffic serve PORT                        TCP on PORT (first byte says what is wanted), one byte and close on
-//!                                                 PORT + 1, UDP on PORT
-//! bench-traffic send HOST PORT SECONDS STREAMS    client to server;  Gbit/s, as the server counted
+//! bench-traffic serve PORT SOCKET                 TCP on PORT (first byte says what is wanted), one byte and close on
+//!                                                 PORT + 1, UDP on PORT; tells its counts on the UNIX socket
+//! bench-traffic send HOST PORT SECONDS STREAMS SOCKET     client to server;  Gbit/s, as the server counted
 //! bench-traffic recv HOST PORT SECONDS STREAMS    server to client;  Gbit/s, as we counted
 //! bench-traffic rtt HOST PORT SECONDS             one byte there and back; median µs
 //! bench-traffic conn HOST PORT SECONDS CLIENTS    connect, one byte, close; median µs, and connections a second
-//! bench-traffic udp-send HOST PORT SECONDS SIZE   datagrams a second that the server got, of those sent
+//! bench-traffic udp-send HOST PORT SECONDS SIZE SOCKET    datagrams a second that the server got, of those sent
 //! bench-traffic udp-recv HOST PORT SECONDS SIZE   datagrams a second that we got
 //! bench-traffic probe HOST PORT                   returns as soon as one byte went there and back
 //! ```
+//!
+//! Counts travel over a UNIX socket, beside the network: a helper that is busy or stuck cannot hold them up.
 //!
 //! Each client prints one line of JSON. Only the standard library is used and nothing is tuned: socket buffers and
 //! congestion control are the kernel's defaults, as they are for the programs of users.
@@ -19,6 +21,7 @@
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -27,23 +30,26 @@ use std::time::{Duration, Instant};
 /// Bytes of one read or write of bulk traffic.
 const BLOCK: usize = 256 * 1024;
 /// How long anything may stand still before the measurement counts as failed.
-const PATIENCE: Duration = Duration::from_secs(4);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What a TCP client asks for with its first byte.
 const SINK: u8 = b'S';
 const FLOOD: u8 = b'F';
 const ECHO: u8 = b'E';
-const COUNT: u8 = b'C';
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["serve", port] => serve(number(port)?),
-        ["send", host, port, seconds, streams] => send(at(host, port)?, span(seconds)?, number(streams)?),
+        ["serve", port, socket] => serve(number(port)?, socket),
+        ["send", host, port, seconds, streams, socket] => {
+            send(at(host, port)?, span(seconds)?, number(streams)?, &Counter::open(socket)?)
+        }
         ["recv", host, port, seconds, streams] => recv(at(host, port)?, span(seconds)?, number(streams)?),
         ["rtt", host, port, seconds] => rtt(at(host, port)?, span(seconds)?),
         ["conn", host, port, seconds, clients] => conn(at(host, port)?, span(seconds)?, number(clients)?),
-        ["udp-send", host, port, seconds, size] => udp_send(at(host, port)?, span(seconds)?, number(size)?),
+        ["udp-send", host, port, seconds, size, socket] => {
+            udp_send(at(host, port)?, span(seconds)?, number(size)?, &Counter::open(socket)?)
+        }
         ["udp-recv", host, port, seconds, size] => udp_recv(at(host, port)?, span(seconds)?, number(size)?),
         ["probe", host, port] => probe(at(host, port)?),
         _ => Err(bad("usage: see the head of contrib/bench/traffic.rs")),
@@ -73,9 +79,41 @@ struct Received {
     bytes: AtomicU64,
 }
 
+/// Asks a server what it has received.
+struct Counter(UnixStream);
+
+impl Counter {
+    fn open(path: &str) -> Result<Self> {
+        Ok(Self(UnixStream::connect(path)?))
+    }
+
+    /// Datagrams and bytes of streams.
+    fn now(&self) -> Result<(u64, u64)> {
+        let mut answer = [[0; 8]; 2];
+        (&self.0).write_all(b"?")?;
+        (&self.0).read_exact(answer.as_flattened_mut())?;
+        Ok((u64::from_be_bytes(answer[0]), u64::from_be_bytes(answer[1])))
+    }
+}
+
 /// Serves until killed.
-fn serve(port: u16) -> Result<()> {
+fn serve(port: u16, socket: &str) -> Result<()> {
     let received = Arc::new(Received::default());
+    let control = UnixListener::bind(socket)?;
+    let counter = Arc::clone(&received);
+    thread::spawn(move || {
+        loop {
+            let Ok((mut stream, _)) = control.accept() else { continue };
+            let received = Arc::clone(&counter);
+            thread::spawn(move || -> Result<()> {
+                loop {
+                    stream.read_exact(&mut [0])?;
+                    stream.write_all(&received.datagrams.load(Ordering::SeqCst).to_be_bytes())?;
+                    stream.write_all(&received.bytes.load(Ordering::SeqCst).to_be_bytes())?;
+                }
+            });
+        }
+    });
     // The wildcard IPv6 address takes both families (`bindv6only` is 0 by default).
     let udp = UdpSocket::bind(("::", port))?;
     let counter = Arc::clone(&received);
@@ -123,12 +161,6 @@ fn serve_one(mut stream: TcpStream, received: &Received) -> Result<()> {
             stream.read_exact(&mut byte)?;
             stream.write_all(&byte)?;
         },
-        COUNT => loop {
-            let mut what = [0];
-            stream.read_exact(&mut what)?;
-            let counter = if what[0] == SINK { &received.bytes } else { &received.datagrams };
-            stream.write_all(&counter.load(Ordering::SeqCst).to_be_bytes())?;
-        },
         _ => Err(bad("an unknown wish")),
     }
 }
@@ -169,16 +201,9 @@ fn gigabits(bytes: u64, took: Duration) -> f64 {
 
 /// Sends from `streams` threads for `span` and then asks the server what it has got so far. Threads that are stuck in
 /// a write end with the process, so a helper that stalls costs no more time than one that does not.
-fn send(to: SocketAddr, span: Duration, streams: usize) -> Result<()> {
-    let mut counter = open(to, COUNT)?;
-    let mut count = || -> Result<u64> {
-        counter.write_all(&[SINK])?;
-        let mut total = [0; 8];
-        counter.read_exact(&mut total)?;
-        Ok(u64::from_be_bytes(total))
-    };
+fn send(to: SocketAddr, span: Duration, streams: usize, counter: &Counter) -> Result<()> {
     let streams = (0..streams).map(|_| open(to, SINK)).collect::<Result<Vec<_>>>()?;
-    let before = count()?;
+    let before = counter.now()?.1;
     let begin = Instant::now();
     for mut stream in streams {
         thread::spawn(move || -> Result<()> {
@@ -189,7 +214,7 @@ fn send(to: SocketAddr, span: Duration, streams: usize) -> Result<()> {
         });
     }
     thread::sleep(span);
-    let bytes = count()?.saturating_sub(before);
+    let bytes = counter.now()?.1.saturating_sub(before);
     println!("{{\"gbit_s\": {:.4}, \"bytes\": {bytes}}}", gigabits(bytes, begin.elapsed()));
     Ok(())
 }
@@ -270,26 +295,18 @@ fn conn(to: SocketAddr, span: Duration, clients: usize) -> Result<()> {
     Ok(())
 }
 
-fn counted(to: SocketAddr) -> Result<u64> {
-    let mut count = [0; 8];
-    let mut stream = open(to, COUNT)?;
-    stream.write_all(&[ECHO])?;
-    stream.read_exact(&mut count)?;
-    Ok(u64::from_be_bytes(count))
-}
-
 fn udp_socket(to: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(to)?;
     Ok(socket)
 }
 
-fn udp_send(to: SocketAddr, span: Duration, size: usize) -> Result<()> {
+fn udp_send(to: SocketAddr, span: Duration, size: usize, counter: &Counter) -> Result<()> {
     let socket = udp_socket(to)?;
     // A first one, so that neighbours are resolved and the mapping stands.
     socket.send(&[0])?;
     thread::sleep(Duration::from_millis(20));
-    let before = counted(to)?;
+    let before = counter.now()?.0;
     let datagram = vec![0; size];
     let mut sent = 0u64;
     let begin = Instant::now();
@@ -298,7 +315,7 @@ fn udp_send(to: SocketAddr, span: Duration, size: usize) -> Result<()> {
     }
     let took = begin.elapsed();
     thread::sleep(Duration::from_millis(50));
-    let delivered = counted(to)?.saturating_sub(before);
+    let delivered = counter.now()?.0.saturating_sub(before);
     println!(
         "{{\"per_s\": {:.1}, \"delivered\": {delivered}, \"sent\": {sent}}}",
         delivered as f64 / took.as_secs_f64()

@@ -530,9 +530,12 @@ fn outer(name: &str) {
     argv.extend(namespaces.split_whitespace().map(str::to_owned));
     argv.push(test.display().to_string());
     argv.extend(["--exact", name, "--nocapture", "--include-ignored"].map(str::to_owned));
+    let kept = std::env::vars().filter(|(name, _)| name.starts_with("TAPWAY_TEST_") || name == "TAPWAY_NO_SKIP");
     let output = Command::new(&argv[0])
         .args(&argv[1..])
         .current_dir("/")
+        .env_clear()
+        .envs(kept)
         .env("PATH", PATH)
         .env("HOME", format!("{SCRATCH}/home"))
         .env("XDG_RUNTIME_DIR", format!("{SCRATCH}/run"))
@@ -540,7 +543,6 @@ fn outer(name: &str) {
         .env("LC_ALL", "C.UTF-8")
         .env("RUST_BACKTRACE", "0")
         .env(INNER, &tapway)
-        .env_remove("NEXTEST")
         .stdin(Stdio::null())
         .output()
         .expect("cannot start timeout(1)");
