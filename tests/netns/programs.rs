@@ -17,8 +17,9 @@ pub fn nginx(w: &World, name: &str, cmd: impl Fn(&[&str]) -> Cmd, ns: &Ns) -> Pr
     fs::create_dir_all(&root).unwrap();
     fs::write(root.join("small"), "a small file\n").unwrap();
     let (dir, root) = (dir.display(), root.display());
+    // `user` matters in the guest only, where we are root and no other user exists.
     let config = format!(
-        "daemon off; worker_processes 2; pid {dir}/pid; error_log {dir}/error.log;
+        "user root root; daemon off; worker_processes 2; pid {dir}/pid; error_log {dir}/error.log;
          events {{ worker_connections 2048; }}
          http {{
              access_log {dir}/access.log; sendfile on; keepalive_requests 10000000;
@@ -111,7 +112,7 @@ fn redis_server(w: &World, cmd: impl Fn(&[&str]) -> Cmd, ns: &Ns) -> Proc {
 
 fn redis_client(cmd: impl Fn(&[&str]) -> Cmd, server: &str, port: &str) {
     for pipeline in ["1", "16"] {
-        let argv = ["redis-benchmark", "-h", server, "-p", port, "-c", "50", "-n", "20000", "-d", "1000"];
+        let argv = ["redis-benchmark", "-h", server, "-p", port, "-c", "50", "-n", "10000", "-d", "1000"];
         let out = cmd(&[&argv[..], &["-P", pipeline, "-t", "ping,set,get,lpush,lrange_100", "-q"]].concat()).ok();
         for command in ["PING_INLINE", "SET", "GET", "LPUSH", "LRANGE_100"] {
             assert!(out.contains(command) && out.contains("requests per second"), "{server}: no {command} in\n{out}");

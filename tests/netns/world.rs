@@ -228,7 +228,10 @@ impl Proc {
                 Some(status) => break status,
                 None if Instant::now() > give_up => {
                     let _ = self.child.kill();
-                    panic!("{:?} did not end within {limit:?}\n--- stderr\n{}", self.argv, self.stderr());
+                    thread::sleep(Duration::from_millis(100));
+                    let stdout = if reader.is_finished() { reader.join().unwrap_or_default() } else { String::new() };
+                    let stderr = self.stderr();
+                    panic!("{:?} did not end within {limit:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.argv);
                 }
                 None => thread::sleep(Duration::from_millis(5)),
             }
@@ -591,6 +594,8 @@ fn reachable(path: &Path) -> PathBuf {
     let meta = fs::metadata(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
     let directory = std::env::temp_dir().join("tapway-test-binaries");
     fs::create_dir_all(&directory).expect("cannot make a directory for test binaries");
+    let owner = fs::symlink_metadata(&directory).map(|m| (m.is_dir(), m.uid()));
+    assert!(owner.is_ok_and(|o| o == (true, 0)), "{} is somebody else's; remove it", directory.display());
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("cannot open that directory");
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // A directory per build, so that the process is still called `tapway` and an older copy is never taken for it.
