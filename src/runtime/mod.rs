@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
+use crate::confine;
 use crate::network::config::{EndpointConfig, Listener};
 
 /// Everything told before `Start`.
@@ -53,8 +54,8 @@ pub enum RuntimeError {
         source: std::io::Error,
     },
     /// Confinement.
-    #[error("cannot confine the network process: {0}")]
-    Confine(String),
+    #[error(transparent)]
+    Confine(#[from] confine::ConfineError),
 }
 
 /// Names the failed step of a system call.
@@ -78,8 +79,10 @@ pub fn network_process(conn: OwnedFd) -> ExitCode {
 
 fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     crate::sys::memory::return_large_blocks();
+    // Before a byte of anybody's is read, and while there is one thread.
+    let report = confine::enter(confine::Options::default())?;
+    tracing::debug!(?report, "confined");
     let attached = receive(conn)?;
-    sockets::raise_descriptor_limit();
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
     let (engine, control) = engine::build(attached, for_control)?;

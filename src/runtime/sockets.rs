@@ -215,17 +215,6 @@ fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
 
-/// Raises the soft descriptor limit to the hard one: each flow is one descriptor.
-pub fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!("cannot raise the descriptor limit from {soft} to {hard}: {error}");
-    }
-}
-
 impl Sockets {
     /// Takes the TAP and the listeners.
     pub fn new(
