@@ -1,2 +1,7 @@
 //! The `tapway` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tapway::cli::main()
+}

@@ -1,1 +1,166 @@
-//! The command line.
+//! The command line: what was typed, what it means, and how a failure is told.
+//!
+//! Each subcommand has a file that turns its arguments into a plan or an answer. A failure is one line on stderr,
+//! `tapway: what: why`, with exit code 2 when the command line is at fault and 1 when the machine is; `run` has its
+//! command's exit code otherwise.
+
+pub mod port;
+pub mod run;
+pub mod run_args;
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Parser, Subcommand};
+
+/// Exit code for a command line that cannot be obeyed.
+pub const USAGE: u8 = 2;
+/// Exit code for everything else that fails.
+pub const FAILURE: u8 = 1;
+
+/// A network for an unprivileged container.
+#[derive(Debug, Parser)]
+#[command(name = "tapway", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Action,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Run a command in a sandbox with a network of its own.
+    Run(Box<run_args::RunArgs>),
+    /// Show the published ports of a running sandbox.
+    Port(port::PortArgs),
+    /// Print the version.
+    Version,
+}
+
+/// A failure as the user sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Exit code.
+    pub code: u8,
+    /// One line, without a full stop.
+    pub line: String,
+}
+
+impl Failure {
+    /// The command line is at fault.
+    pub fn usage(line: impl Into<String>) -> Self {
+        Self { code: USAGE, line: line.into() }
+    }
+
+    /// The machine is.
+    pub fn runtime(error: &dyn std::error::Error) -> Self {
+        Self { code: FAILURE, line: crate::telemetry::chain(error) }
+    }
+}
+
+/// Parses the command line, does what it says and reports.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let outcome = match cli.command {
+        Action::Run(args) => run::main(*args),
+        Action::Port(args) => port::main(&args),
+        Action::Version => {
+            println!("tapway {}", env!("CARGO_PKG_VERSION"));
+            Ok(0)
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("tapway: {}", printable(&failure.line));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Control characters escaped: a value on the command line must not drive the terminal, nor break the one line.
+fn printable(line: &str) -> String {
+    let mut safe = String::with_capacity(line.len());
+    for c in line.chars() {
+        if c.is_control() { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe
+}
+
+/// Help and version as clap has them; errors in one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed stdout is the reader's choice.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("tapway: {}", printable(&usage_line(error)));
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// clap's message without its layout: what is wrong, its tips, and where help is.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut parts: Vec<&str> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
+            break;
+        }
+        parts.push(line.strip_prefix("error: ").unwrap_or(line));
+    }
+    let help = match error.get(ContextKind::Usage) {
+        Some(usage) if usage.to_string().contains("tapway run") => "tapway run --help",
+        Some(usage) if usage.to_string().contains("tapway port") => "tapway port --help",
+        _ => "tapway --help",
+    };
+    let what = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        "nothing to do was given".to_owned()
+    } else {
+        parts.join(" ")
+    };
+    format!("{what}; see '{help}'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(args: &[&str]) -> String {
+        usage_line(&Cli::try_parse_from(args).unwrap_err())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn clap_errors_become_one_line() {
+        for (args, expected) in [
+            (&["tapway"][..], "nothing to do was given; see 'tapway --help'"),
+            (&["tapway", "run", "--nmae", "x", "true"], "unexpected argument '--nmae' found"),
+            (&["tapway", "run"], "the following required arguments were not provided: <COMMAND>"),
+            (&["tapway", "run", "--mtu", "big", "true"], "invalid value 'big' for '--mtu"),
+            (&["tapway", "run", "--ipv6", "maybe", "true"], "[possible values: on, off]"),
+            (&["tapway", "frob"], "unrecognized subcommand 'frob'"),
+        ] {
+            let line = line(args);
+            assert!(line.contains(expected), "{args:?}: {line}");
+            assert!(!line.contains('\n') && line.contains("--help'"), "{line}");
+        }
+    }
+
+    #[test]
+    fn nothing_drives_the_terminal() {
+        assert_eq!(printable("a\x1b[31m\nb é"), "a\\u{1b}[31m\\nb é");
+    }
+}

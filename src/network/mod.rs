@@ -4,3 +4,6 @@
 //! policy switches and the published ports. They cross the attach connection as JSON (see `api::attach`).
 
 pub mod config;
+pub mod plan;
+pub mod publish;
+pub mod resolv;

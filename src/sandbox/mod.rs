@@ -1,1 +1,29 @@
-//! The monitor: namespaces, TAP and netlink set-up, descriptor hand-over, generated files, the command.
+//! The monitor: the process that stands by one sandbox.
+//!
+//! ```text
+//! tapway run ── monitor ──┬── fork ──► network process     the data plane; gets TAP and listeners, holds no privilege
+//!   (this module)         └── clone ─► first process       makes eth0 and the files, is init of the command
+//! ```
+//!
+//! The monitor is the user on the host: it binds the published ports, writes the uid maps, reads resolv.conf, opens the
+//! capture file. It enters no namespace and is single-threaded for life. It keeps a duplicate of every descriptor that it
+//! hands out, so a network process that dies is replaced by one with the same TAP and the same listening sockets.
+//!
+//! - [`monitor`]: the event loop and the order of things;
+//! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
+//! - [`ports`], [`users`], [`host_dns`], [`state`]: what the monitor decides or binds;
+//! - [`proto`]: what monitor and first process say to each other.
+//!
+//! Everything ends together: the connection to the network process is its lease, the first process dies with the
+//! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
+
+pub mod files;
+pub mod host_dns;
+pub mod inside;
+pub mod monitor;
+pub mod netlink;
+pub mod ports;
+pub mod proto;
+pub mod state;
+pub mod tap;
+pub mod users;

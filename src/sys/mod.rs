@@ -6,5 +6,8 @@
 
 pub mod fd;
 pub mod memory;
+pub mod mount;
 pub mod msg;
 pub mod random;
+pub mod spawn;
+pub mod tap;

@@ -1,0 +1,544 @@
+//! `tapway run`: from what was typed to a plan, and the plan to the monitor.
+//!
+//! In this order, so that a failure leaves nothing: everything that can be checked by reading (exit code 2); the ports,
+//! bound on the host; the name, taken; the capture file, opened; then the monitor starts its children and from there on
+//! cleans up after itself.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, Capability};
+use ipnet::IpNet;
+use nix::sys::signal::SigSet;
+
+use super::run_args::{RunArgs, Switch};
+use super::{FAILURE, Failure};
+use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
+use crate::network::{plan, publish, resolv};
+use crate::sandbox::inside::Setup;
+use crate::sandbox::monitor::{self, Maps, Plan};
+use crate::sandbox::users::{self, Identity, UserChoice};
+use crate::sandbox::{files, host_dns, ports, state};
+use crate::sys;
+
+/// Longest host name (HOST_NAME_MAX, limits.h) and longest label of one (RFC 1035, section 2.3.4).
+const MAX_HOSTNAME: usize = 64;
+const MAX_LABEL: usize = 63;
+/// Port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// Does it; the exit code of the command.
+pub fn main(args: RunArgs) -> Result<u8, Failure> {
+    crate::telemetry::init(args.verbose, args.log_format);
+    let wanted = Wanted::check(&args)?;
+    let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
+    let state_error = |error: state::StateError| Failure::runtime(&error);
+    let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
+    let _entry = state::register(
+        &runtime_dir,
+        &state::Sandbox {
+            id: wanted.id.clone(),
+            name: wanted.name.clone(),
+            pid: std::process::id(),
+            ports: listeners.iter().map(|(listener, _)| *listener).collect(),
+        },
+    )
+    .map_err(state_error)?;
+    let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
+    let shares_terminal = std::fs::File::open("/dev/tty").is_ok();
+    let hosts = files::hosts_text(&wanted.hostname, Some(&wanted.v4), wanted.v6.as_ref(), &wanted.add_host);
+    let mut resolvers = vec![IpAddr::V4(wanted.v4.dns)];
+    resolvers.extend(wanted.v6.map(|plan| IpAddr::V6(plan.dns)));
+    let hidden = [Some(runtime_dir), state_dir()].into_iter().flatten().collect();
+    let plan = Plan {
+        setup: Setup {
+            mac: wanted.guest_mac,
+            mtu: wanted.mtu,
+            v4: Some(wanted.v4),
+            v6: wanted.v6,
+            hostname: wanted.hostname.clone(),
+            hosts,
+            resolv_conf: resolv::render(&resolvers, &wanted.dns_search, &wanted.dns_options),
+            hidden,
+            own_pids: wanted.own_pids,
+            identity: wanted.identity,
+            switch_user: wanted.switch_user,
+            ping_groups: wanted.ping_groups,
+            own_group: !shares_terminal,
+            signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
+            command: wanted.command,
+        },
+        maps: wanted.maps,
+        dns: wanted.dns,
+        listeners,
+        pcap,
+        shares_terminal,
+        network_process: crate::runtime::network_process,
+        endpoint: EndpointConfig {
+            id: wanted.id,
+            mtu: wanted.mtu,
+            guest_mac: wanted.guest_mac,
+            gateway_mac: plan::GATEWAY_MAC,
+            v4: Some(wanted.v4),
+            v6: wanted.v6,
+            offloads: Offloads::default(),
+            allow_host_loopback: args.allow_host_loopback,
+            allow_link_local: args.allow_link_local,
+            outbound_v4: wanted.outbound_v4,
+            outbound_v6: wanted.outbound_v6,
+            hostname: wanted.hostname,
+            dns_search: wanted.dns_search,
+        },
+    };
+    monitor::run(plan).map_err(|error| Failure { code: error.exit_code(), line: crate::telemetry::chain(&error) })
+}
+
+/// The arguments, understood and checked.
+struct Wanted {
+    id: String,
+    name: String,
+    hostname: String,
+    publish: Vec<publish::Publish>,
+    mtu: u16,
+    v4: PlanV4,
+    v6: Option<PlanV6>,
+    guest_mac: crate::network::config::Mac,
+    outbound_v4: Option<Ipv4Addr>,
+    outbound_v6: Option<Ipv6Addr>,
+    dns: Option<Vec<SocketAddr>>,
+    dns_search: Vec<String>,
+    dns_options: Vec<String>,
+    add_host: Vec<(String, Vec<IpAddr>)>,
+    own_pids: bool,
+    identity: Identity,
+    switch_user: bool,
+    maps: Maps,
+    ping_groups: (u32, u32),
+    command: Vec<CString>,
+}
+
+impl Wanted {
+    fn check(args: &RunArgs) -> Result<Self, Failure> {
+        let usage = |error: &dyn std::error::Error| Failure::usage(crate::telemetry::chain(error));
+        if args.network != "private" {
+            return Err(Failure::usage(format!(
+                "network '{}' is not known; this version has only --network private",
+                args.network
+            )));
+        }
+        let mut random = [0; 16];
+        sys::random::fill(&mut random).map_err(|error| Failure::runtime(&error))?;
+        let [i0, i1, i2, i3, i4, i5, m0, m1, m2, subnet @ ..] = random;
+        let id = [i0, i1, i2, i3, i4, i5].map(|byte| format!("{byte:02x}")).concat();
+        let name = args.name.clone().unwrap_or_else(|| id.clone());
+        if !state::is_name(&name) {
+            return Err(Failure::usage(format!(
+                "name '{name}' is not usable; give up to {} letters, digits, '_', '.' or '-', the first a letter or digit",
+                state::MAX_NAME
+            )));
+        }
+        let hostname = args.hostname.clone().unwrap_or_else(|| id.clone());
+        check_hostname(&hostname)?;
+        let ipv6 = args.ipv6 == Switch::On;
+        let mtu = plan::check_mtu(args.mtu, ipv6).map_err(|error| usage(&error))?;
+        let (v4, v6) = check_subnets(&args.subnet, ipv6, subnet)?;
+        let guest_mac = match &args.mac_address {
+            Some(text) => plan::parse_mac(text).map_err(|error| usage(&error))?,
+            None => plan::random_mac([m0, m1, m2]),
+        };
+        let publish = publish::parse_all(&args.publish).map_err(|error| usage(&error))?;
+        let dns = args.dns.iter().map(|text| parse_dns(text)).collect::<Result<Vec<_>, _>>()?;
+        let host = host_dns::read(Path::new(host_dns::RESOLV_CONF));
+        let own_pids = match args.pid.as_str() {
+            "private" => true,
+            "host" => false,
+            other => {
+                return Err(Failure::usage(format!("pid namespace '{other}' is not known; give private or host")));
+            }
+        };
+        let users = decide_users(args.user.as_deref())?;
+        let command = args
+            .command
+            .iter()
+            .map(|word| CString::new(word.clone().into_vec()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| Failure::usage("the command has a NUL byte in it"))?;
+        let (outbound_v4, outbound_v6) = check_outbound(&args.outbound_addr, ipv6)?;
+        Ok(Self {
+            id,
+            name,
+            publish,
+            mtu,
+            v4,
+            v6,
+            guest_mac,
+            outbound_v4,
+            outbound_v6,
+            dns: (!dns.is_empty()).then_some(dns),
+            dns_search: words_or("search domain", &args.dns_search, host.search)?,
+            dns_options: words_or("resolver option", &args.dns_option, host.options)?,
+            add_host: args.add_host.iter().map(|text| parse_add_host(text, &v4)).collect::<Result<_, _>>()?,
+            hostname,
+            own_pids,
+            identity: users.identity,
+            switch_user: users.switch_user,
+            maps: users.maps,
+            ping_groups: users.ping_groups,
+            command,
+        })
+    }
+}
+
+fn check_hostname(name: &str) -> Result<(), Failure> {
+    let label = |label: &str| {
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.len() <= MAX_HOSTNAME && name.split('.').all(label) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "host name '{name}' is not usable; give up to {MAX_HOSTNAME} letters, digits and '-', in parts divided by '.'"
+    )))
+}
+
+fn check_subnets(texts: &[String], ipv6: bool, random: [u8; 7]) -> Result<(PlanV4, Option<PlanV6>), Failure> {
+    let usage = |error: plan::PlanError| Failure::usage(error.to_string());
+    let (mut v4, mut v6) = (None, None);
+    for text in texts {
+        let twice =
+            |family| Failure::usage(format!("subnet '{text}' is the second for {family}; give one of each family"));
+        match plan::parse_subnet(text).map_err(usage)? {
+            IpNet::V4(net) if v4.is_none() => v4 = Some(plan::plan_v4(net).map_err(usage)?),
+            IpNet::V4(_) => return Err(twice("IPv4")),
+            IpNet::V6(_) if !ipv6 => {
+                return Err(Failure::usage(format!("subnet '{text}' contradicts --ipv6=off; leave one of them out")));
+            }
+            IpNet::V6(net) if v6.is_none() => v6 = Some(plan::plan_v6(net).map_err(usage)?),
+            IpNet::V6(_) => return Err(twice("IPv6")),
+        }
+    }
+    let v4 = match v4 {
+        Some(plan) => plan,
+        None => match plan::parse_subnet(plan::DEFAULT_SUBNET).map_err(usage)? {
+            IpNet::V4(net) => plan::plan_v4(net).map_err(usage)?,
+            IpNet::V6(_) => return Err(Failure::usage("the default subnet is not IPv4")),
+        },
+    };
+    let v6 = match v6 {
+        None if ipv6 => Some(plan::plan_v6(plan::random_ula(random)).map_err(usage)?),
+        given => given,
+    };
+    Ok((v4, v6))
+}
+
+fn parse_dns(text: &str) -> Result<SocketAddr, Failure> {
+    let address = text.parse().map(|address: IpAddr| SocketAddr::new(address, DNS_PORT)).or_else(|_| text.parse());
+    match address {
+        Ok(address) if address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0 => {
+            Err(Failure::usage(format!("name server '{text}' cannot be asked; give the address of a server")))
+        }
+        Ok(address) => Ok(address),
+        Err(_) => Err(Failure::usage(format!(
+            "name server '{text}' is not an address; give one such as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:5353"
+        ))),
+    }
+}
+
+/// The words given, or else the host's; a single '.' means none.
+fn words_or(what: &str, given: &[String], host: Vec<String>) -> Result<Vec<String>, Failure> {
+    if given.is_empty() {
+        return Ok(host);
+    }
+    if given.iter().any(|word| word == ".") {
+        return match given {
+            [_] => Ok(Vec::new()),
+            _ => Err(Failure::usage(format!("{what} '.' means none; it cannot be given with others"))),
+        };
+    }
+    let fits = |word: &&String| word.is_empty() || !word.bytes().all(|b| b.is_ascii_graphic());
+    match given.iter().find(fits) {
+        Some(bad) => Err(Failure::usage(format!("{what} '{bad}' is not one word of ASCII letters; give it anew"))),
+        None => Ok(given.to_vec()),
+    }
+}
+
+/// `NAME:IP`, `NAME=IP`; IP may be in brackets, or `host-gateway`.
+fn parse_add_host(text: &str, v4: &PlanV4) -> Result<(String, Vec<IpAddr>), Failure> {
+    let bad = |why: &str| Failure::usage(format!("host entry '{text}' {why}; write NAME:IP or NAME:host-gateway"));
+    let (name, address) = text.split_once([':', '=']).ok_or_else(|| bad("has no address"))?;
+    check_hostname(name).map_err(|_| bad("has no usable name"))?;
+    if address == "host-gateway" {
+        return Ok((name.to_owned(), vec![IpAddr::V4(v4.gateway)]));
+    }
+    let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    let address = bare.parse().map_err(|_| bad("has no IP address"))?;
+    Ok((name.to_owned(), vec![address]))
+}
+
+/// Addresses of the host, or of an interface; each must be one that can be bound.
+fn check_outbound(texts: &[String], ipv6: bool) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Failure> {
+    let (mut v4, mut v6) = (None, None);
+    for text in texts {
+        let addresses = match text.parse() {
+            Ok(address) => vec![address],
+            Err(_) => addresses_of(text)?,
+        };
+        for address in addresses {
+            if let Err(error) = UdpSocket::bind((address, 0)) {
+                let line = format!("outbound address '{text}' is not one of this host's ({error}); see `ip address`");
+                return Err(Failure { code: FAILURE, line });
+            }
+            let again = match address {
+                IpAddr::V4(address) => v4.replace(address).is_some(),
+                IpAddr::V6(_) if !ipv6 => false,
+                IpAddr::V6(address) => v6.replace(address).is_some(),
+            };
+            if again {
+                return Err(Failure::usage(format!(
+                    "outbound address '{text}' is the second of its family; give one of each family"
+                )));
+            }
+        }
+    }
+    Ok((v4, v6))
+}
+
+/// The first address of each family that an interface has, link-local ones left out.
+fn addresses_of(interface: &str) -> Result<Vec<IpAddr>, Failure> {
+    let all = nix::ifaddrs::getifaddrs()
+        .map_err(|errno| Failure { code: FAILURE, line: format!("cannot list the host's interfaces: {errno}") })?;
+    let mut names = BTreeSet::new();
+    let (mut v4, mut v6) = (None, None);
+    for entry in all {
+        let matches = entry.interface_name == interface;
+        names.insert(entry.interface_name);
+        let Some(address) = entry.address.filter(|_| matches) else { continue };
+        if let Some(address) = address.as_sockaddr_in() {
+            v4.get_or_insert(IpAddr::V4(address.ip()));
+        } else if let Some(address) = address.as_sockaddr_in6()
+            && !address.ip().is_unicast_link_local()
+        {
+            v6.get_or_insert(IpAddr::V6(address.ip()));
+        }
+    }
+    if !names.contains(interface) {
+        let known: Vec<String> = names.into_iter().collect();
+        return Err(Failure {
+            code: FAILURE,
+            line: format!(
+                "outbound address '{interface}' is neither an address nor an interface of this host ({})",
+                known.join(", ")
+            ),
+        });
+    }
+    let found: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
+    if found.is_empty() {
+        let line = format!("outbound address: the interface '{interface}' has no address; give it one or name another");
+        return Err(Failure { code: FAILURE, line });
+    }
+    Ok(found)
+}
+
+/// What `--user` comes to on this machine.
+struct Users {
+    identity: Identity,
+    switch_user: bool,
+    maps: Maps,
+    ping_groups: (u32, u32),
+}
+
+fn decide_users(text: Option<&str>) -> Result<Users, Failure> {
+    let choice = text.map_or(Ok(UserChoice::Root), users::parse_user).map_err(Failure::usage)?;
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let identity = match choice {
+        UserChoice::Root => Identity { uid: 0, gid: 0 },
+        UserChoice::Keep => Identity { uid, gid },
+        UserChoice::Ids(identity) => identity,
+    };
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    // To map root an unprivileged-looking kernel check wants CAP_SETFCAP, too (Linux 5.12).
+    if has(Capability::CAP_SETUID) && has(Capability::CAP_SETGID) && has(Capability::CAP_SETFCAP) {
+        let (uids, gids) =
+            (users::unchanged(&read("/proc/self/uid_map")), users::unchanged(&read("/proc/self/gid_map")));
+        if !users::covers(&uids, identity.uid) || !users::covers(&gids, identity.gid) {
+            return Err(Failure::usage(format!(
+                "user {}:{} does not exist in this user namespace; choose another --user",
+                identity.uid, identity.gid
+            )));
+        }
+        let ping_groups = ping_groups(&gids);
+        return Ok(Users {
+            identity,
+            switch_user: identity != Identity { uid, gid },
+            maps: Maps::Direct { uids, gids, deny_setgroups: false },
+            ping_groups,
+        });
+    }
+    let passwd = read("/etc/passwd");
+    let name = users::name_of(&passwd, uid);
+    let (sub_uids, sub_gids) =
+        (users::subordinate(&read("/etc/subuid"), name, uid), users::subordinate(&read("/etc/subgid"), name, uid));
+    let (single_uid, single_gid) = (users::single(identity.uid, uid), users::single(identity.gid, gid));
+    let (maps, ping_groups) = if sub_uids.is_empty() || sub_gids.is_empty() {
+        let ping_groups = ping_groups(&single_gid);
+        (Maps::Direct { uids: single_uid, gids: single_gid, deny_setgroups: true }, ping_groups)
+    } else {
+        let (uids, gids) = (users::full(identity.uid, uid, &sub_uids), users::full(identity.gid, gid, &sub_gids));
+        let ping_groups = ping_groups(&gids);
+        (Maps::Helpers { uids, gids, single_uid, single_gid }, ping_groups)
+    };
+    Ok(Users { identity, switch_user: false, maps, ping_groups })
+}
+
+/// First and last group of a map, as net.ipv4.ping_group_range takes them (at most 2^31 - 1).
+fn ping_groups(gids: &[users::Range]) -> (u32, u32) {
+    let first = gids.iter().map(|range| range.inside).min().unwrap_or(0);
+    let last = gids.iter().map(|range| range.inside.saturating_add(range.count - 1)).max().unwrap_or(0);
+    (first, last.min(i32::MAX as u32))
+}
+
+fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|error| Failure {
+            code: FAILURE,
+            line: format!("cannot write the capture file {}: {error}; choose another --pcap", path.display()),
+        })
+}
+
+/// Where definitions of networks live (XDG Base Directory Specification).
+fn state_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(base.join("tapway"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Action, Cli, USAGE};
+    use clap::Parser as _;
+
+    fn check(words: &str) -> Result<Wanted, Failure> {
+        let mut argv = vec!["tapway", "run"];
+        argv.extend(words.split_whitespace());
+        argv.push("true");
+        match Cli::try_parse_from(argv).unwrap().command {
+            Action::Run(args) => Wanted::check(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let wanted = check("").unwrap_or_else(|f| panic!("{f:?}"));
+        assert_eq!(wanted.id.len(), 12);
+        assert!(wanted.id.bytes().all(|b| b.is_ascii_hexdigit()));
+        assert_eq!((&wanted.name, &wanted.hostname), (&wanted.id, &wanted.id));
+        assert_eq!(wanted.mtu, 65520);
+        assert_eq!(wanted.v4.guest, Ipv4Addr::new(10, 0, 2, 100));
+        assert!(wanted.v6.is_some_and(|plan| plan.guest.is_unique_local()));
+        assert!(wanted.own_pids && wanted.dns.is_none());
+        assert_ne!(check("").map(|w| w.id).ok(), Some(wanted.id));
+    }
+
+    #[test]
+    fn habits_are_accepted() {
+        assert!(check("-it --rm --net private --network=private").is_ok());
+        assert!(check("-i -t -h box").is_ok_and(|w| w.hostname == "box"));
+    }
+
+    #[test]
+    fn bad_values_are_usage_errors_that_name_them() {
+        for (words, value) in [
+            ("--network bridge", "'bridge'"),
+            ("--net host", "'host'"),
+            ("--name a/b", "'a/b'"),
+            ("--name=", "''"),
+            ("--hostname=-x-", "'-x-'"),
+            ("-h a..b", "'a..b'"),
+            ("--mtu 1000", "MTU 1000"),
+            ("--mtu 70000", "MTU 70000"),
+            ("--subnet 10.0.2.0/30", "10.0.2.0/30"),
+            ("--subnet nonsense", "'nonsense'"),
+            ("--subnet 10.0.2.0/24 --subnet 10.0.3.0/24", "'10.0.3.0/24'"),
+            ("--subnet fd00::/64 --ipv6=off", "--ipv6=off"),
+            ("--mac-address ff:ff:ff:ff:ff:ff", "ff:ff:ff:ff:ff:ff"),
+            ("-p http", "'http'"),
+            ("-p 8080:80 -p 8080:81", "'8080:80'"),
+            ("--dns dns.example", "'dns.example'"),
+            ("--dns 0.0.0.0", "'0.0.0.0'"),
+            ("--dns-search . --dns-search a", "'.'"),
+            ("--add-host db", "'db'"),
+            ("--add-host db:nowhere", "'db:nowhere'"),
+            ("--add-host :1.2.3.4", "':1.2.3.4'"),
+            ("--user root", "'root'"),
+            ("--pid 7", "'7'"),
+        ] {
+            let failure = check(words).map(|_| ()).unwrap_err();
+            assert_eq!(failure.code, USAGE, "{words}: {failure:?}");
+            assert!(failure.line.contains(value), "{words}: {failure:?}");
+            assert!(!failure.line.contains('\n'), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn ipv6_off_lowers_the_mtu_limit() {
+        assert!(check("--ipv6=off --mtu 1000").is_ok_and(|w| w.v6.is_none() && w.mtu == 1000));
+    }
+
+    #[test]
+    fn hosts_and_dns() {
+        let wanted = check(
+            "--add-host db:host-gateway --add-host six:[fd00::1] --add-host e=fd00::2 --dns 192.0.2.1 --dns [::1]:5353",
+        )
+        .unwrap_or_else(|f| panic!("{f:?}"));
+        let hosts: Vec<String> = wanted.add_host.iter().map(|(n, a)| format!("{n} {}", a[0])).collect();
+        assert_eq!(hosts, ["db 10.0.2.2", "six fd00::1", "e fd00::2"]);
+        let dns: Vec<String> = wanted.dns.unwrap_or_default().iter().map(ToString::to_string).collect();
+        assert_eq!(dns, ["192.0.2.1:53", "[::1]:5353"]);
+    }
+
+    #[test]
+    fn search_domains() {
+        assert_eq!(words_or("x", &[], vec!["h".to_owned()]), Ok(vec!["h".to_owned()]));
+        assert_eq!(words_or("x", &[".".to_owned()], vec!["h".to_owned()]), Ok(vec![]));
+        assert_eq!(words_or("x", &["a".to_owned()], vec!["h".to_owned()]), Ok(vec!["a".to_owned()]));
+        assert!(words_or("x", &["a b".to_owned()], vec![]).is_err());
+        assert!(words_or("x", &["a\nnameserver 1.2.3.4".to_owned()], vec![]).is_err());
+    }
+
+    #[test]
+    fn outbound_addresses() {
+        let one = |text: &str| check_outbound(&[text.to_owned()], true);
+        assert_eq!(one("127.0.0.1").ok(), Some((Some(Ipv4Addr::LOCALHOST), None)));
+        assert_eq!(one("lo").ok().and_then(|(v4, _)| v4), Some(Ipv4Addr::LOCALHOST));
+        for bad in ["192.0.2.1", "no-such-if"] {
+            let failure = one(bad).unwrap_err();
+            assert!(failure.code == FAILURE && failure.line.contains(bad), "{failure:?}");
+        }
+        let twice = check_outbound(&["127.0.0.1".to_owned(), "127.0.0.2".to_owned()], true).unwrap_err();
+        assert_eq!(twice.code, USAGE);
+    }
+
+    #[test]
+    fn ranges_for_ping() {
+        assert_eq!(ping_groups(&users::single(5, 1000)), (5, 5));
+        assert_eq!(ping_groups(&users::full(0, 1000, &[(100_000, 65536)])), (0, 65536));
+        assert_eq!(ping_groups(&users::unchanged("0 0 4294967295\n")), (0, i32::MAX as u32));
+    }
+}

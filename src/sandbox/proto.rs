@@ -1,0 +1,68 @@
+//! What the monitor and the sandbox's first process say to each other.
+//!
+//! A `SOCK_SEQPACKET` pair, sent and received as the attach protocol is (`api::attach`). Both ends are one program at
+//! one version, so there is no negotiation.
+//!
+//! ```text
+//! sandbox                          monitor
+//!   Tap {offloads} + [tap]   ──►             the device exists (addresses may not yet)
+//!                            ◄──   Mapped    uid and gid maps are written
+//!   Prepared {notes}         ──►             namespaces are complete
+//!                            ◄──   Go        the network is ready: start the command
+//!                            ◄──   Signal    (at any time) for the command
+//!                            ◄──   Files     (at any time) look whether /etc/resolv.conf and /etc/hosts are still ours
+//!   Stopped                  ──►             the command was stopped
+//!   NoCommand | Exited       ──►             the end; the process leaves
+//!   Failed                   ──►             instead of any of the above; the process leaves
+//! ```
+//!
+//! A closed connection means that the other side is dead, and ends the sandbox.
+
+use serde::{Deserialize, Serialize};
+
+use crate::network::config::Offloads;
+
+/// Sandbox → monitor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromSandbox {
+    /// The TAP; its descriptor comes along.
+    Tap {
+        /// What the kernel granted.
+        offloads: Offloads,
+    },
+    /// Everything but the command is there.
+    Prepared {
+        /// What had to be left out, for the log.
+        notes: Vec<String>,
+    },
+    /// The command was stopped by a signal and waits.
+    Stopped,
+    /// The command could not be executed.
+    NoCommand {
+        /// Errno of execve(2).
+        errno: i32,
+    },
+    /// The command ended.
+    Exited {
+        /// Exit code, or 128 + the signal.
+        code: u8,
+    },
+    /// The sandbox could not be made.
+    Failed {
+        /// One line for the user.
+        desc: String,
+    },
+}
+
+/// Monitor → sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToSandbox {
+    /// The uid and gid maps are written.
+    Mapped,
+    /// Start the command.
+    Go,
+    /// Send the command this signal.
+    Signal(i32),
+    /// The host's /etc changed: put back our files where they were lost.
+    Files,
+}

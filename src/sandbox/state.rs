@@ -1,0 +1,301 @@
+//! What is known of running sandboxes: one locked file each.
+//!
+//! `DIR/sandboxes/NAME.json` exists while a sandbox of that name runs and is locked (flock) by its monitor. The lock, not
+//! the file, is the truth: a file that can be locked belongs to a monitor that was killed, and whoever meets it removes
+//! it. So nothing needs a process id to be checked, and a name is free the moment its owner is dead.
+//!
+//! DIR is `$XDG_RUNTIME_DIR/tapway`, else `/run/user/UID/tapway`, else `/tmp/tapway-UID`; always a directory of the user's
+//! that nobody else can write to, or it is refused.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::network::config::Listener;
+
+/// Longest name, in bytes: room for a suffix within the 255 of a file name, and a DNS label.
+pub const MAX_NAME: usize = 63;
+/// Largest state file read, in bytes: 2048 listeners of some 100 each, and slack.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What stands in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// 12 hex digits.
+    pub id: String,
+    /// Name; the id unless given.
+    pub name: String,
+    /// Process id of the monitor.
+    pub pid: u32,
+    /// Published ports, as bound.
+    pub ports: Vec<Listener>,
+}
+
+/// Why the state could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// No safe directory.
+    #[error("{path} is not a directory that belongs to this user alone; remove it or set XDG_RUNTIME_DIR")]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The name is held.
+    #[error("the name '{name}' is taken by the running sandbox {id} (process {pid}); choose another --name")]
+    Taken {
+        /// The name.
+        name: String,
+        /// Its holder.
+        id: String,
+        /// Its holder's monitor.
+        pid: u32,
+    },
+    /// Nothing of that name.
+    #[error("there is no running sandbox named '{0}'")]
+    None(String),
+    /// A file operation.
+    #[error("cannot {what} {path}")]
+    File {
+        /// What.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn file_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    move |source| StateError::File { what, path: path.to_owned(), source }
+}
+
+/// True for a name: letters, digits, '_', '.', '-', the first a letter or digit.
+pub fn is_name(name: &str) -> bool {
+    name.len() <= MAX_NAME
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+/// The runtime directory, made if need be. `xdg` is the value of XDG_RUNTIME_DIR.
+pub fn runtime_dir(xdg: Option<OsString>) -> Result<PathBuf, StateError> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let bases = [xdg.map(PathBuf::from), Some(PathBuf::from(format!("/run/user/{uid}")))];
+    // A directory that is somebody else's (root's, after su) is passed over.
+    let base = bases.into_iter().flatten().find(|base| base.is_absolute() && ours(base));
+    let dir = match base {
+        Some(base) => base.join("tapway"),
+        None => PathBuf::from(format!("/tmp/tapway-{uid}")),
+    };
+    make_private_dir(&dir)?;
+    Ok(dir)
+}
+
+/// A directory of this user's that nobody else can write to. Not followed if it is a link.
+fn ours(path: &Path) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|meta| meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0)
+}
+
+fn make_private_dir(path: &Path) -> Result<(), StateError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file_error("make", path)(error)),
+        _ => {}
+    }
+    if ours(path) { Ok(()) } else { Err(StateError::Unsafe { path: path.to_owned() }) }
+}
+
+/// A sandbox's entry, held by its monitor. Dropping it removes the file and frees the name.
+#[derive(Debug)]
+pub struct Entry {
+    path: PathBuf,
+    _lock: Flock<std::fs::File>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Removed while locked: nobody can meet it unlocked. If it is gone already, so much the better.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Takes the name of `sandbox` in `dir`, and removes what dead monitors left there.
+pub fn register(dir: &Path, sandbox: &Sandbox) -> Result<Entry, StateError> {
+    let dir = dir.join("sandboxes");
+    make_private_dir(&dir)?;
+    for other in list(&dir) {
+        // Reading removes it if it is stale; what cannot be read is not ours to judge.
+        let _ = read(&other);
+    }
+    let path = dir.join(format!("{}.json", sandbox.name));
+    loop {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(file_error("open", &path))?;
+        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let holder = parse(&mut file);
+                let (id, pid) = holder.map_or_else(|| ("that is starting".to_owned(), 0), |h| (h.id, h.pid));
+                return Err(StateError::Taken { name: sandbox.name.clone(), id, pid });
+            }
+            Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
+        };
+        // Somebody may have removed it between our open and our lock: then we hold a file without a name.
+        if !is_at(&lock, &path) {
+            continue;
+        }
+        let text = serde_json::to_vec(sandbox).map_err(|error| file_error("write", &path)(error.into()))?;
+        lock.set_len(0).and_then(|()| lock.write_all(&text)).map_err(file_error("write", &path))?;
+        return Ok(Entry { path, _lock: lock });
+    }
+}
+
+/// The running sandbox of this name, id, or unambiguous beginning of an id.
+pub fn find(dir: &Path, name: &str) -> Result<Sandbox, StateError> {
+    let dir = dir.join("sandboxes");
+    if is_name(name)
+        && let Some(found) = read(&dir.join(format!("{name}.json")))
+    {
+        return Ok(found);
+    }
+    let mut by_id: Vec<Sandbox> = list(&dir)
+        .iter()
+        .filter_map(|path| read(path))
+        .filter(|s| !name.is_empty() && s.id.starts_with(name))
+        .collect();
+    match (by_id.pop(), by_id.is_empty()) {
+        (Some(only), true) => Ok(only),
+        _ => Err(StateError::None(name.to_owned())),
+    }
+}
+
+fn list(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
+}
+
+/// Reads one entry. None if there is none, or a dead monitor's, which is removed.
+fn read(path: &Path) -> Option<Sandbox> {
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(lock) => {
+            if is_at(&lock, path) {
+                let _ = std::fs::remove_file(path);
+            }
+            None
+        }
+        Err((mut file, _)) => parse(&mut file),
+    }
+}
+
+fn parse(file: &mut std::fs::File) -> Option<Sandbox> {
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// True if the open file is the one at `path`.
+fn is_at(file: &std::fs::File, path: &Path) -> bool {
+    let open = nix::sys::stat::fstat(file.as_fd());
+    let named = std::fs::symlink_metadata(path);
+    matches!((open, named), (Ok(open), Ok(named)) if open.st_ino == named.ino() && open.st_dev == named.dev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    struct Temp(PathBuf);
+
+    impl Temp {
+        fn new(tag: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("tapway-state-{}-{tag}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Temp {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn sandbox(name: &str) -> Sandbox {
+        Sandbox { id: format!("0123456789{:02}", name.len()), name: name.to_owned(), pid: 1, ports: vec![] }
+    }
+
+    #[test]
+    fn a_name_is_held_while_its_entry_lives() {
+        let dir = Temp::new("held");
+        let entry = register(&dir.0, &sandbox("web")).unwrap();
+        let error = register(&dir.0, &sandbox("web")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the name 'web' is taken by the running sandbox 012345678903 (process 1); choose another --name"
+        );
+        assert_eq!(find(&dir.0, "web").unwrap(), sandbox("web"));
+        assert_eq!(find(&dir.0, "0123").unwrap().name, "web");
+        drop(entry);
+        assert!(matches!(find(&dir.0, "web"), Err(StateError::None(_))));
+        assert!(!dir.0.join("sandboxes/web.json").exists());
+        register(&dir.0, &sandbox("web")).unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_monitor_left_is_removed() {
+        let dir = Temp::new("stale");
+        drop(register(&dir.0, &sandbox("x")).unwrap());
+        let stale = dir.0.join("sandboxes/dead.json");
+        std::fs::write(&stale, serde_json::to_vec(&sandbox("dead")).unwrap()).unwrap();
+        assert!(find(&dir.0, "dead").is_err());
+        assert!(!stale.exists());
+        std::fs::write(&stale, "not json").unwrap();
+        let _entry = register(&dir.0, &sandbox("other")).unwrap();
+        assert!(!stale.exists());
+    }
+
+    #[test]
+    fn ambiguous_beginnings_are_nobody() {
+        let dir = Temp::new("ambiguous");
+        let _a = register(&dir.0, &sandbox("a")).unwrap();
+        let _b = register(&dir.0, &sandbox("bb")).unwrap();
+        assert!(find(&dir.0, "0123").is_err());
+        assert!(find(&dir.0, "").is_err());
+        assert_eq!(find(&dir.0, "012345678901").unwrap().name, "a");
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "web-1", "A.b_c", "0"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", "-a", ".a", "_a", "a/b", "../x", "a b", "é", &"x".repeat(64)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn unsafe_runtime_directories_are_passed_over() {
+        let dir = Temp::new("unsafe");
+        assert_eq!(runtime_dir(Some(dir.0.clone().into())).unwrap(), dir.0.join("tapway"));
+        std::fs::set_permissions(&dir.0, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_ne!(runtime_dir(Some(dir.0.clone().into())).unwrap(), dir.0.join("tapway"));
+        assert_ne!(runtime_dir(Some("relative".into())).unwrap(), Path::new("relative/tapway"));
+    }
+}
