@@ -20,7 +20,7 @@ pub struct Datagram {
     dont_fragment: Option<bool>,
 }
 
-/// Switches the error queue on, and GRO; both are optional.
+/// Switches the error queue on, GRO, and larger buffers; all are optional.
 fn common(fd: BorrowedFd<'_>, v6: bool) {
     let _ = if v6 {
         set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
@@ -28,7 +28,15 @@ fn common(fd: BorrowedFd<'_>, v6: bool) {
         set_option(fd, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
     };
     let _ = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    // The kernel gives at most net.core.rmem_max, twice what a socket has by default: room for a burst while the data
+    // plane serves others.
+    let socket = SockRef::from(&fd);
+    let _ = socket.set_recv_buffer_size(BUFFER);
+    let _ = socket.set_send_buffer_size(BUFFER);
 }
+
+/// Socket buffer asked for, bytes: some ten milliseconds of a gigabit.
+const BUFFER: usize = 1 << 20;
 
 /// Prepares a published port's socket, which the monitor made: error queue, GRO, and the local address of each datagram.
 pub fn prepare_published(fd: BorrowedFd<'_>, v6: bool) {
