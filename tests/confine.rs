@@ -1,67 +1,24 @@
 //! The confinement of the network process, tried from inside: each act runs in a process of its own after
 //! `confine::enter`, and is killed, refused or succeeds.
 //!
-//! A test re-executes itself for each act (threads of the test harness gone), forks (a user namespace is entered with
-//! one thread only), enters and acts; the exit code tells how it went.
+//! See `apart` for how.
 #![allow(unsafe_code)] // fork(2), and forbidden calls have no safe wrapper.
 #![allow(clippy::unwrap_used)]
+
+mod apart;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::process::{Command, Output};
 use std::time::Duration;
 
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{Pid, fork};
 use tapway::confine::{self, Options, Outcome, Report};
 
-/// Which act of which test the re-executed process performs.
-const KEY: &str = "TAPWAY_CONFINE_ACT";
+use apart::{run, run_watched};
+
 /// Exit code of a process killed by the filter.
 const KILLED: i32 = 128 + libc::SIGSYS;
-
-/// Runs `act` in a process of its own: first call spawns, the spawned process gets here again and acts. None: this is
-/// the spawned process and it is here for another act.
-fn run(test: &str, label: &str, act: impl FnOnce() -> i32) -> Option<Output> {
-    run_watched(test, label, act, |_| ())
-}
-
-/// As [`run`]; `watch` looks at the acting process from outside, while it is still there.
-fn run_watched(test: &str, label: &str, act: impl FnOnce() -> i32, watch: impl FnOnce(Pid)) -> Option<Output> {
-    let me = format!("{test}/{label}");
-    match std::env::var(KEY) {
-        Ok(key) if key == me => {
-            // SAFETY: the only other thread is the harness's main thread, which waits for this one; it holds no lock
-            // that the child takes, and the child leaves by _exit.
-            let code = match unsafe { fork() }.unwrap() {
-                ForkResult::Child => {
-                    let code = act();
-                    // SAFETY: ends the child without the harness's exit handlers, which belong to its parent.
-                    unsafe { libc::_exit(code) }
-                }
-                ForkResult::Parent { child } => {
-                    watch(child);
-                    match waitpid(child, None).unwrap() {
-                        WaitStatus::Exited(_, code) => code,
-                        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-                        other => panic!("{other:?}"),
-                    }
-                }
-            };
-            std::process::exit(code)
-        }
-        Ok(_) => None,
-        Err(_) => Some(
-            Command::new(std::env::current_exe().unwrap())
-                .args([test, "--exact", "--nocapture", "--test-threads=1"])
-                .env(KEY, me)
-                .env("RUST_BACKTRACE", "1")
-                .output()
-                .unwrap(),
-        ),
-    }
-}
 
 fn enter() -> Report {
     let report = confine::enter(Options::default()).unwrap();

@@ -4,6 +4,7 @@
 //! `tapway: what: why`, with exit code 2 when the command line is at fault and 1 when the machine is; `run` has its
 //! command's exit code otherwise.
 
+pub mod doctor;
 pub mod port;
 pub mod run;
 pub mod run_args;
@@ -34,6 +35,8 @@ pub enum Action {
     Run(Box<run_args::RunArgs>),
     /// Show the published ports of a running sandbox.
     Port(port::PortArgs),
+    /// Try what this machine can do, line by line, and say what to do about the rest.
+    Doctor(doctor::DoctorArgs),
     /// Print the version.
     Version,
 }
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
         Action::Port(args) => port::main(&args),
+        Action::Doctor(args) => Ok(doctor::main(&args)),
         Action::Version => {
             println!("tapway {}", env!("CARGO_PKG_VERSION"));
             Ok(0)
@@ -119,6 +123,7 @@ fn usage_line(error: &clap::Error) -> String {
     let help = match error.get(ContextKind::Usage) {
         Some(usage) if usage.to_string().contains("tapway run") => "tapway run --help",
         Some(usage) if usage.to_string().contains("tapway port") => "tapway port --help",
+        Some(usage) if usage.to_string().contains("tapway doctor") => "tapway doctor --help",
         _ => "tapway --help",
     };
     let what = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
