@@ -125,8 +125,18 @@ const BREAKERS: &[Breaker] = &[
         name: "mounting is forbidden",
         line: "mounts",
         status: "fail",
-        words: &["/proc", "unmask"],
+        words: &["cannot mount", "seccomp=unconfined"],
         spoil: |_| refuse(libc::SYS_mount, libc::EPERM, &[]),
+    },
+    Breaker {
+        name: "a container masks parts of /proc",
+        line: "mounts",
+        status: "warn",
+        words: &["a new /proc", "unmask=ALL"],
+        spoil: |_| {
+            own_namespaces(CloneFlags::CLONE_NEWNS);
+            bind("/dev/null", "/proc/version");
+        },
     },
     Breaker {
         name: "no USO",

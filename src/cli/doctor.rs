@@ -255,18 +255,20 @@ const NEEDS_NAMESPACES: (&str, &str) = ("not tried: there are no namespaces to t
 fn mounts(inside: &Tried<Inside>) -> Check {
     let id = "mounts";
     let Tried::Yes(inside) = inside else { return fail(id, NEEDS_NAMESPACES.0, NEEDS_NAMESPACES.1) };
-    match (&inside.proc, &inside.mount_api) {
-        (Err(why), _) => fail(
-            id,
-            format!("cannot mount /proc: {why}"),
-            "in a container, start that with --security-opt unmask=ALL (podman) or systempaths=unconfined (docker)",
-        ),
-        (_, Err(why)) => fail(
+    let unmask =
+        "in a container, start that with --security-opt unmask=ALL (podman) or systempaths=unconfined (docker)";
+    let Inside { private, proc, mount_api, .. } = inside;
+    match (private, mount_api, proc) {
+        (Err(why), ..) => fail(id, why.as_str(), container_remedy()),
+        (_, Err(why), _) => fail(
             id,
             format!("open_tree and move_mount: {why}"),
             "a kernel from 5.2 on, and no filter that forbids them",
         ),
-        (Ok(()), Ok(())) => ok(id, "mounted /proc, and a file by open_tree and move_mount"),
+        (.., Err(why)) => {
+            warn(id, format!("a new /proc: {why}; the command sees that of its surroundings instead"), unmask)
+        }
+        (Ok(()), Ok(()), Ok(())) => ok(id, "mounted /proc, and a file by open_tree and move_mount"),
     }
 }
 

@@ -23,7 +23,9 @@ use crate::telemetry::chain;
 /// What could be done within new namespaces; errors as text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Inside {
-    /// Everything made private, and a new /proc.
+    /// Everything made private.
+    pub private: Result<(), String>,
+    /// A /proc of the new PID namespace.
     pub proc: Result<(), String>,
     /// open_tree and move_mount.
     pub mount_api: Result<(), String>,
@@ -66,9 +68,8 @@ pub fn inside() -> Tried<Inside> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWPID;
     in_namespaces(flags, write_own_map, || Inside {
-        proc: files::make_private()
-            .map_err(|error| chain(&error))
-            .and_then(|()| files::mount_proc().map_err(|errno| errno.desc().to_owned())),
+        private: files::make_private().map_err(|error| chain(&error)),
+        proc: files::mount_proc().map_err(|errno| errno.desc().to_owned()),
         mount_api: mount_api().map_err(|errno| errno.desc().to_owned()),
         tap: tap::create("tapway0").map(|(_, offloads)| offloads).map_err(|error| chain(&error)),
     })

@@ -1,0 +1,63 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_tapway_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_tapway_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_tapway_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_tapway_using_subcommand
+    set -l cmd (__fish_tapway_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c tapway -n "__fish_tapway_needs_command" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print version'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "port" -d 'Show the published ports of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what this machine can do, line by line, and say what to do about the rest'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join; \'private\' is a network of the sandbox\'s own' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
+off\t'No'"
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l mac-address -d 'MAC address of the interface inside [default: random]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-search -d 'Search domain in /etc/resolv.conf; \'.\' for none [default: the host\'s]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-option -d 'Option in /etc/resolv.conf, such as ndots:1 [default: the host\'s]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l user -d 'User inside: UID[:GID], or \'keep\' for your own ids [default: root]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l pid -d 'Process ids: \'private\', or \'host\' to share the host\'s' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l pcap -d 'Write every frame to this file (pcapng)' -r -F
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l log-format -d 'Form of log lines' -r -f -a "text\t'For people'
+json\t'One JSON object a line'"
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-host-loopback -d 'Let the gateway address reach servers that listen on the host\'s 127.0.0.1 and ::1 only'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-link-local -d 'Let 169.254.0.0/16 be reached (metadata services of clouds live there)'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s v -l verbose -d 'Tell more; repeat for more still'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'Accepted out of habit; nothing is ever left behind'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand doctor" -l json -d 'Print one JSON object instead of lines'
+complete -c tapway -n "__fish_tapway_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'
