@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::tools::{any, ask_tcp, at, tell_tcp};
-use crate::world::{INET4, INET6, World, wait_for};
+use crate::world::{INET4, INET6, World, addresses6, wait_for};
 
 /// What udhcpc calls with its lease in the environment.
 const SCRIPT: &str = "#!/bin/sh
@@ -71,14 +71,7 @@ fn a_router_advertisement_configures_ipv6() {
              echo 0 > /proc/sys/net/ipv6/conf/eth0/addr_gen_mode
              ip link set eth0 down; ip link set eth0 up");
         wait_for("an address from the advertised prefix", Duration::from_secs(20), || {
-            let text = guest.ns.sh("ip -j -6 addr show dev eth0 scope global");
-            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-            json[0]["addr_info"].as_array().is_some_and(|list| {
-                list.iter().any(|a| {
-                    let local = a["local"].as_str().and_then(|l| l.parse::<std::net::Ipv6Addr>().ok());
-                    local.is_some_and(|l| l.segments()[..4] == prefix[..]) && a.get("tentative").is_none()
-                })
-            })
+            addresses6(&guest.ns, "eth0", "global").iter().any(|a| a.segments()[..4] == prefix[..])
         });
         let route = guest.ns.sh("ip -6 route show default");
         assert!(route.contains("via fe80::2 ") && route.contains("proto ra"), "{route}");

@@ -85,12 +85,8 @@ fn a_link_local_client_is_the_gateway() {
         let guest = w.guest(&BOTH);
         servers(&guest);
         expect_stand_in(&w.router, ip("169.254.9.1"), at([169, 254, 9, 2], 8080), GATEWAY4.into());
-        let json = w.host.sh("ip -j -6 addr show dev up0 scope link");
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let host: std::net::Ipv6Addr = json[0]["addr_info"][0]["local"].as_str().unwrap().parse().unwrap();
-        let scope: u32 = w.router.sh("cat /sys/class/net/h0/ifindex 2>/dev/null || true").trim().parse().unwrap_or(0);
-        // /sys shows the namespace it was mounted in, so ask ip where that file is absent.
-        let scope = if scope == 0 { ifindex(&w.router, "h0") } else { scope };
+        let host = crate::world::addresses6(&w.host, "up0", "link")[0];
+        let scope = ifindex(&w.router, "h0");
         let to = SocketAddr::V6(std::net::SocketAddrV6::new(host, 8080, 0, scope));
         expect_stand_in(&w.router, ip("::"), to, guest.gateway6().into());
     });

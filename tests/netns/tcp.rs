@@ -69,7 +69,6 @@ fn unreachable_is_told_by_icmp() {
             let begin = Instant::now();
             let error = connect(&guest.ns, server).expect_err("the router says so");
             assert_eq!(error.raw_os_error(), direct.raw_os_error(), "{server}: {error}, direct: {direct}");
-            assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{server}: {error}");
             assert!(begin.elapsed() < Duration::from_millis(900), "{server} took {:?}", begin.elapsed());
         }
     });

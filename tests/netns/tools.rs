@@ -228,7 +228,8 @@ pub fn expect_pattern(mut stream: &TcpStream, seed: u64) -> usize {
     loop {
         let mut have = 0;
         while have < got.len() {
-            match stream.read(&mut got[have..]).expect("a stream broke") {
+            let read = stream.read(&mut got[have..]);
+            match read.unwrap_or_else(|e| panic!("{stream:?} broke after {} bytes: {e}", total + have)) {
                 0 => break,
                 n => have += n,
             }

@@ -382,6 +382,9 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !reader.is_finished() {
             assert!(Instant::now() < deadline, "tapway run was not ready within 30 s\n{}", monitor.stderr());
+            if let Ok(Some(status)) = monitor.child.try_wait() {
+                panic!("tapway run ended with {status}\n--- stderr\n{}", monitor.stderr());
+            }
             thread::sleep(Duration::from_millis(2));
         }
         let (link, stdout) = reader.join().expect("the reader cannot panic");
@@ -418,7 +421,9 @@ impl World {
         let count = |pid: i32| {
             let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
             let is_socket = |e: std::io::Result<fs::DirEntry>| {
-                e.ok().and_then(|e| fs::read_link(e.path()).ok()).is_some_and(|l| l.starts_with("socket:"))
+                e.ok()
+                    .and_then(|e| fs::read_link(e.path()).ok())
+                    .is_some_and(|l| l.to_string_lossy().starts_with("socket:"))
             };
             entries.map(is_socket).filter(|s| *s).count()
         };
@@ -462,10 +467,8 @@ impl Guest {
 
     /// The guest's global IPv6 address.
     pub fn addr6(&self) -> Ipv6Addr {
-        let text = self.ns.cmd(&["ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "global"]).ok();
-        let json: serde_json::Value = serde_json::from_str(&text).expect("ip prints JSON");
-        let local = json[0]["addr_info"][0]["local"].as_str().unwrap_or_else(|| panic!("no IPv6 address: {text}"));
-        local.parse().expect("ip prints addresses")
+        let all = addresses6(&self.ns, "eth0", "global");
+        *all.first().expect("the guest has no IPv6 address")
     }
 
     /// The gateway's IPv6 address, `prefix::2`.
@@ -482,6 +485,15 @@ impl Guest {
         let s = self.addr6().segments();
         Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, host)
     }
+}
+
+/// IPv6 addresses of one scope of an interface, without those that are still being checked.
+pub fn addresses6(ns: &Ns, device: &str, scope: &str) -> Vec<Ipv6Addr> {
+    let text = ns.cmd(&["ip", "-j", "-6", "addr", "show", "dev", device, "scope", scope]).ok();
+    let json: serde_json::Value = serde_json::from_str(&text).expect("ip prints JSON");
+    // What a filter hides is still there, as an empty object.
+    let infos = json.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array()).flatten();
+    infos.filter(|a| a.get("tentative").is_none()).filter_map(|a| a["local"].as_str()?.parse().ok()).collect()
 }
 
 /// Polls until `done` says so; panics after `limit`.
