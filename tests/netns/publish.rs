@@ -1,9 +1,10 @@
 //! Published ports: the forms of `-p`, and what address the guest's server sees.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::tools::{any, ask_tcp, ask_udp, at, connect_from, heard_tcp, heard_udp, tell_tcp, tell_udp, udp};
-use crate::world::{GATEWAY4, Guest, HOST4, HOST6, INET4, INET6, Ns, ROUTER4, ROUTER6, World};
+use crate::world::{GATEWAY4, Guest, HOST4, HOST6, INET4, INET6, Ns, ROUTER4, ROUTER6, World, addresses6, wait_for};
 
 /// Port on which the guest's servers say whom they see.
 const INSIDE: u16 = 7300;
@@ -85,9 +86,14 @@ fn a_link_local_client_is_the_gateway() {
         let guest = w.guest(&BOTH);
         servers(&guest);
         expect_stand_in(&w.router, ip("169.254.9.1"), at([169, 254, 9, 2], 8080), GATEWAY4.into());
-        let host = crate::world::addresses6(&w.host, "up0", "link")[0];
+        // The address is checked for a second after the interface came up.
+        let mut host = Vec::new();
+        wait_for("the host's link-local address", Duration::from_secs(10), || {
+            host = addresses6(&w.host, "up0", "link");
+            !host.is_empty()
+        });
         let scope = ifindex(&w.router, "h0");
-        let to = SocketAddr::V6(std::net::SocketAddrV6::new(host, 8080, 0, scope));
+        let to = SocketAddr::V6(std::net::SocketAddrV6::new(host[0], 8080, 0, scope));
         expect_stand_in(&w.router, ip("::"), to, guest.gateway6().into());
     });
 }
@@ -213,7 +219,9 @@ fn every_form_of_publish() {
             "--name",
             "forms",
             "-p",
-            "7300",
+            "7303",
+            "-p",
+            "9000:7300",
             "-p",
             "203.0.113.22:9001:7300",
             "-p",
@@ -226,38 +234,44 @@ fn every_form_of_publish() {
             "127.0.0.1:9030:7300",
         ]);
         servers(&guest);
-        for port in [7301, 7302] {
+        for port in [7301, 7302, 7303] {
             tell_tcp(&guest.ns, at([0; 4], port));
         }
+        tell_tcp(&guest.ns, at([0u16; 8], 7303));
         let client = at([0; 4], 0);
-        for to in ["203.0.113.2:7300", "203.0.113.22:7300", "203.0.113.22:9001", "203.0.113.2:9010"]
-            .into_iter()
-            .chain(["203.0.113.2:9011", "203.0.113.2:9012"])
-        {
+        let fixed = ["203.0.113.2:9000", "203.0.113.22:9000", "203.0.113.22:9001", "203.0.113.2:9010"];
+        for to in fixed.into_iter().chain(["203.0.113.2:9011", "203.0.113.2:9012"]) {
             let to: SocketAddr = to.parse().unwrap();
             assert_eq!(ask_tcp(&w.internet, client, to).1.ip(), IpAddr::V4(INET4), "{to}");
         }
         // No address: both families on one number. An address: that family and that address only.
-        assert_eq!(ask_tcp(&w.internet, at([0u16; 8], 0), at(HOST6, 7300)).1.ip(), IpAddr::V6(INET6));
+        assert_eq!(ask_tcp(&w.internet, at([0u16; 8], 0), at(HOST6, 9000)).1.ip(), IpAddr::V6(INET6));
         assert_eq!(ask_tcp(&w.internet, at([0u16; 8], 0), at(HOST6, 9020)).1.ip(), IpAddr::V6(INET6));
         for closed in ["203.0.113.2:9001", "[2001:db8:1::2]:9001", "203.0.113.2:9020", "203.0.113.2:9030"] {
             let to: SocketAddr = closed.parse().unwrap();
             assert!(crate::tools::connect(&w.internet, to).is_err(), "{closed} is open");
         }
         assert_eq!(ask_tcp(&w.host, client, at([127, 0, 0, 1], 9030)).1.ip(), IpAddr::V4(GATEWAY4));
-        // `tapway port` knows them all, the chosen one too.
+        // `tapway port` knows them all, the chosen ones too; both families share the number that was chosen.
         let ports = w.tapway(&["port", "forms"]).ok();
-        let chosen = ports.lines().find_map(|l| l.strip_prefix("7300/udp -> 203.0.113.22:"));
-        let chosen: u16 = chosen.unwrap_or_else(|| panic!("no chosen port in {ports}")).trim().parse().unwrap();
-        let to = SocketAddr::new(ip("203.0.113.22"), chosen);
+        let chosen = |mapping: &str| -> u16 {
+            let port = ports.lines().find_map(|l| l.strip_prefix(mapping)?.trim().parse().ok());
+            port.unwrap_or_else(|| panic!("no line that begins with {mapping:?} in\n{ports}"))
+        };
+        let udp = chosen("7300/udp -> 203.0.113.22:");
+        let to = SocketAddr::new(ip("203.0.113.22"), udp);
         assert_eq!(ask_udp(&w.internet, any(to), to).1.ip(), IpAddr::V4(INET4));
+        let tcp = chosen("7303/tcp -> 0.0.0.0:");
+        assert_eq!(tcp, chosen("7303/tcp -> [::]:"));
+        assert_eq!(ask_tcp(&w.internet, client, at(HOST4, tcp)).1.ip(), IpAddr::V4(INET4));
+        assert_eq!(ask_tcp(&w.internet, at([0u16; 8], 0), at(HOST6, tcp)).1.ip(), IpAddr::V6(INET6));
         for line in ["7301/tcp -> 0.0.0.0:9011", "7301/tcp -> [::]:9011", "7300/tcp -> 127.0.0.1:9030"] {
             assert!(ports.lines().any(|l| l == line), "{line:?} is missing in\n{ports}");
         }
         let one = w.tapway(&["port", "forms", "7302"]).ok();
         assert!(one.contains("0.0.0.0:9012") && !one.contains("9011"), "tapway port forms 7302 printed {one:?}");
-        let udp = w.tapway(&["port", "forms", "7300/udp"]).ok();
-        assert_eq!(udp.trim().rsplit(':').next(), Some(chosen.to_string().as_str()), "{udp:?}");
+        let one = w.tapway(&["port", "forms", "7300/udp"]).ok();
+        assert_eq!(one.trim().rsplit(':').next(), Some(udp.to_string().as_str()), "{one:?}");
     });
 }
 

@@ -65,11 +65,15 @@ fn unreachable_is_told_by_icmp() {
         let guest = w.guest::<&str>(&[]);
         for server in ["198.51.100.66", "2001:db8:2::66"] {
             let server = SocketAddr::new(server.parse().unwrap(), 80);
+            let begin = Instant::now();
             let direct = connect(&w.host, server).expect_err("the router says so");
+            let directly = begin.elapsed();
             let begin = Instant::now();
             let error = connect(&guest.ns, server).expect_err("the router says so");
             assert_eq!(error.raw_os_error(), direct.raw_os_error(), "{server}: {error}, direct: {direct}");
-            assert!(begin.elapsed() < Duration::from_millis(900), "{server} took {:?}", begin.elapsed());
+            // One SYN is enough, unless the host's own kernel needs more (IPv6 takes a second on 6.18).
+            let took = begin.elapsed();
+            assert!(took < directly + Duration::from_millis(900), "{server} took {took:?}, directly {directly:?}");
         }
     });
 }
