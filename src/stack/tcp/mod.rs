@@ -155,8 +155,10 @@ struct TcpFlow {
     phase: Phase,
     /// First sequence number of the guest, to tell a repeated SYN from a new one.
     guest_isn: u32,
-    /// The host sent end of file, and smoltcp was told.
+    /// The host sent end of file.
     host_finished: bool,
+    /// smoltcp was told so.
+    closed: bool,
     /// The guest's FIN was passed on to the host.
     guest_finished: bool,
     /// The guest or we have reset it.
@@ -165,11 +167,34 @@ struct TcpFlow {
     lingering: bool,
     dirty: bool,
     since: Instant,
+    /// When the guest was last heard of, or came to owe an answer.
     heard: Instant,
+    owing: bool,
+    /// A timer went off while the guest's window was shut.
+    overdue: bool,
     armed: Option<Instant>,
 }
 
 impl TcpFlow {
+    /// The guest owes an acknowledgement, of data or of our FIN.
+    fn owed(&self) -> bool {
+        let tcp = self.socket.get();
+        tcp.send_queue() > 0 || matches!(tcp.state(), State::FinWait1 | State::Closing | State::LastAck)
+    }
+
+    /// Ends the stream to the guest, now or once its ring is drained.
+    ///
+    /// smoltcp in LAST-ACK answers every acknowledgement that acknowledges nothing new before it looks at its window:
+    /// a guest that closed first and reads slowly would open its window in vain, and get one byte a probe. So that state
+    /// is entered only with nothing but the FIN to send.
+    fn finish_sending(&mut self) {
+        let tcp = self.socket.get_mut();
+        if self.host_finished && !self.closed && !(tcp.state() == State::CloseWait && tcp.send_queue() > 0) {
+            self.closed = true;
+            tcp.close();
+        }
+    }
+
     /// Resets the guest's side; the RST leaves with the next egress.
     fn abort(&mut self) {
         self.reset = true;
@@ -285,12 +310,13 @@ impl Tcp {
             let owed = match flow.phase {
                 Phase::Connecting => None,
                 Phase::Handshake => Some(flow.since + HANDSHAKE),
-                Phase::Open if flow.socket.get().send_queue() > 0 => Some(flow.heard + GIVE_UP),
+                Phase::Open if flow.owed() => Some(flow.heard + GIVE_UP),
                 Phase::Open => None,
             };
             if owed.is_some_and(|at| at <= now) {
                 flow.abort();
             }
+            flow.overdue = flow.phase == Phase::Open && flow.wire.window_of_guest == 0;
             mark(&mut self.dirty, id, flow);
         }
     }
@@ -438,12 +464,15 @@ impl Tcp {
             phase: Phase::Connecting,
             guest_isn,
             host_finished: false,
+            closed: false,
             guest_finished: false,
             reset: false,
             lingering: false,
             dirty: false,
             since: now,
             heard: now,
+            owing: false,
+            overdue: false,
             armed: None,
         });
         self.opening.push_back(id);
@@ -551,12 +580,15 @@ impl Tcp {
             phase: Phase::Handshake,
             guest_isn: 0,
             host_finished: false,
+            closed: false,
             guest_finished: false,
             reset: false,
             lingering: false,
             dirty: false,
             since: now,
             heard: now,
+            owing: false,
+            overdue: false,
             armed: None,
         });
         if let Some(flow) = self.flows.get_mut(id) {
@@ -643,7 +675,7 @@ impl Tcp {
             && !entry.host_finished
         {
             entry.host_finished = true;
-            entry.socket.get_mut().close();
+            entry.finish_sending();
             mark(&mut self.dirty, flow, entry);
         }
     }
@@ -664,12 +696,26 @@ impl Tcp {
             return;
         }
         let lingering = flow.lingering;
-        let TcpFlow { socket, wire, key, .. } = flow;
-        let mut more = !lingering;
-        while more {
-            let mut port = Port { rx: None, wire, key, isn: &self.isn, composer, out, now };
-            more = self.iface.poll_egress(now, &mut port, &mut socket.set) != PollResult::None;
+        if !lingering {
+            flow.finish_sending();
+            egress(&mut self.iface, &self.isn, flow, now, composer, out);
+            let state = flow.socket.get().state();
+            let sends = matches!(state, State::Established | State::CloseWait | State::FinWait1 | State::Closing);
+            let overdue = std::mem::take(&mut flow.overdue);
+            if sends && flow.wire.in_flight() {
+                // smoltcp gives its retransmission timer up for window probes, and those up when the window opens: what
+                // was lost while it closed (a kernel short of memory drops just then) would never be sent again. And a
+                // retransmission timer that finds the window shut gives up without a probe; and a probe behind data in
+                // flight is empty, which need not be answered.
+                let idle = self.iface.poll_at(now, &flow.socket.set).is_none();
+                if overdue || (idle && flow.wire.window_of_guest > 0) {
+                    kick(&mut self.iface, &self.isn, flow, 5, now, composer, out);
+                } else if idle {
+                    kick(&mut self.iface, &self.isn, flow, 1, now, composer, out);
+                }
+            }
         }
+        let socket = &flow.socket;
         let state = socket.get().state();
         // CLOSED without a reset follows LAST-ACK: both FINs are acknowledged, but bytes may still wait for the host.
         let ended = match state {
@@ -686,6 +732,12 @@ impl Tcp {
             flow.lingering = true;
             return;
         }
+        // A debt that begins now is not as old as the last word of a guest that was idle.
+        let owing = flow.owed();
+        if owing && !flow.owing {
+            flow.heard = now;
+        }
+        flow.owing = owing;
         let mut due = self.iface.poll_at(now, &flow.socket.set).map(|at| at.max(now + MIN_RECHECK));
         if flow.phase == Phase::Handshake {
             let end = flow.since + HANDSHAKE;
@@ -708,6 +760,49 @@ impl Tcp {
         self.rings.give_back(flow.socket, flow.wire.bytes_to_guest.max(flow.wire.bytes_from_guest));
         self.work.push_back(TcpWork::Close { flow: id, in_order });
     }
+}
+
+/// Sends all that smoltcp has to send of one flow.
+fn egress(
+    iface: &mut Interface,
+    isn: &IsnClock,
+    flow: &mut TcpFlow,
+    now: Instant,
+    composer: &mut Composer,
+    out: &mut impl Output,
+) {
+    let TcpFlow { socket, wire, key, .. } = flow;
+    loop {
+        let mut port = Port { rx: None, wire, key, isn, composer, out, now };
+        if iface.poll_egress(now, &mut port, &mut socket.set) == PollResult::None {
+            break;
+        }
+    }
+}
+
+/// Makes smoltcp send the first unacknowledged segment again, by three duplicate acknowledgements in the guest's name;
+/// two with other windows before them make it count from zero: five in all. One alone starts its window probes where the
+/// window is shut.
+fn kick(
+    iface: &mut Interface,
+    isn: &IsnClock,
+    flow: &mut TcpFlow,
+    count: usize,
+    now: Instant,
+    composer: &mut Composer,
+    out: &mut impl Output,
+) {
+    let TcpFlow { socket, wire, key, .. } = flow;
+    let (seq, ack, window) = (wire.acked_to_guest, wire.acked_by_guest.unwrap_or(0), wire.window_of_guest);
+    for window in [window ^ 1, window, window, window, window].into_iter().skip(5 - count) {
+        let mut packet = [0u8; 60];
+        let length = tcp_segment::TCP_HDR_LEN;
+        let at = write_ip_header(&mut packet, key.guest, key.peer, proto::TCP, length, DEFAULT_TTL, 0);
+        tcp_segment::emit_bare(&mut packet[at..], (key.guest_port, key.peer_port), seq, ack, ACK, window);
+        let mut port = Port { rx: Some(&packet[..at + length]), wire, key, isn, composer, out, now };
+        iface.poll_ingress_single(now, &mut port, &mut socket.set);
+    }
+    egress(iface, isn, flow, now, composer, out);
 }
 
 fn mark(dirty: &mut VecDeque<Id>, id: Id, flow: &mut TcpFlow) {

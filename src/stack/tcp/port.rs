@@ -25,12 +25,16 @@ pub struct Wire {
     pub mss: u16,
     /// End of what we have sent (guest's numbers).
     pub sent_end: u32,
+    /// The same without window probes.
+    pub flight_end: u32,
     /// Last acknowledgement that we sent: the next byte we expect.
     pub acked_to_guest: u32,
     /// Highest acknowledgement seen from the guest (smoltcp's numbers).
     pub acked_by_guest: Option<u32>,
     /// Window of our last segment, as sent.
     pub window: u16,
+    /// Window of the guest's last segment, as it came.
+    pub window_of_guest: u16,
     /// Payload bytes that went to the guest, retransmissions included.
     pub bytes_to_guest: u64,
     /// Payload bytes that came from the guest, retransmissions included.
@@ -59,22 +63,32 @@ impl Wire {
         let mut keepalive = false;
         if segment.has(ACK) {
             let mut ack = segment.ack().wrapping_sub(self.offset.unwrap_or(0));
-            match self.acked_by_guest {
+            let newest = self.acked_by_guest.filter(|newest| (newest.wrapping_sub(ack) as i32) > 0);
+            let sent = self.sent_end.wrapping_sub(segment.ack()) as i32 >= 0;
+            match newest {
                 // smoltcp drops in-order data whole if its acknowledgement is older than the newest (seen); the data
                 // is good, so bring the acknowledgement up to date.
-                Some(newest) if (newest.wrapping_sub(ack) as i32) > 0 && segment.sequence_len() > 0 => {
-                    ack = newest;
-                }
-                _ if !segment.has(RST) => self.acked_by_guest = Some(ack),
+                Some(newest) if segment.sequence_len() > 0 => ack = newest,
+                // An acknowledgement of what was never sent is nobody's newest.
+                None if sent && !segment.has(RST) => self.acked_by_guest = Some(ack),
                 _ => {}
             }
             segment.set_ack(ack);
+            if !segment.has(RST) {
+                self.window_of_guest = u16::from_be_bytes([segment.bytes()[14], segment.bytes()[15]]);
+            }
             // RFC 9293, section 3.8.4: one octet or none, just before the window.
             keepalive = segment.payload_len() <= 1
                 && segment.flags() & (SYN | FIN | RST) == 0
                 && segment.seq() == self.acked_to_guest.wrapping_sub(1);
         }
         keepalive
+    }
+
+    /// Something that we sent, and not as a window probe, is not acknowledged.
+    pub fn in_flight(&self) -> bool {
+        let acked = self.acked_by_guest.unwrap_or(0).wrapping_add(self.offset.unwrap_or(0));
+        (self.flight_end.wrapping_sub(acked) as i32) > 0
     }
 }
 
@@ -183,6 +197,10 @@ impl<O: Output> TxToken for Tx<'_, O> {
         let end = seq.wrapping_add(segment.sequence_len());
         if segment.has(SYN) || (end.wrapping_sub(self.wire.sent_end) as i32) > 0 {
             self.wire.sent_end = end;
+            // Into a shut window smoltcp sends a byte that it does not count as sent.
+            if segment.payload_len() != 1 || self.wire.window_of_guest > 0 {
+                self.wire.flight_end = end;
+            }
         }
         if segment.has(ACK) {
             self.wire.acked_to_guest = segment.ack();
