@@ -416,9 +416,14 @@ impl Engine {
                 socket.eof = true;
                 stack.handle_host_eof(flow);
             }
-            // A short read has emptied the socket; level-triggered epoll tells of more.
-            if filled < room_len {
+            if filled < room_len && !ended && !broken {
+                if filled > 0 && socket.hung {
+                    // It hung up: epoll is not asked again, and the end of file comes next.
+                    continue;
+                }
+                // A short read has emptied the socket; level-triggered epoll tells of more.
                 socket.readable = false;
+                socket.hung = false;
             }
         }
         if broken {

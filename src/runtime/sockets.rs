@@ -410,9 +410,14 @@ impl Sockets {
             let Self { errors, drops, .. } = self;
             let mut told = false;
             drain(fd, |report, data| {
-                told |= report.target == target && report.origin == ORIGIN_LOCAL;
+                let mut report = *report;
+                if report.origin == ORIGIN_LOCAL && report.target.ip() == target.ip() {
+                    // What the kernel itself refuses names no port on an unconnected socket, and brings no bytes.
+                    told = true;
+                    report.target = target;
+                }
                 if let Some(id) = id {
-                    keep(errors, drops, id, None, report, data);
+                    keep(errors, drops, id, None, &report, if data.is_empty() { payload } else { data });
                 }
             });
             match code {
