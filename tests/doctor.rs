@@ -421,3 +421,46 @@ fn here_every_line_is_there_and_none_fails() {
         assert!(line["status"] == "ok" || line["remedy"].is_string(), "{line}");
     }
 }
+
+/// Runs the program itself with these arguments; what it wrote comes out of this process.
+fn tapway(arguments: &[&str]) -> i32 {
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_tapway")).args(arguments).status();
+    status.unwrap().code().unwrap()
+}
+
+#[test]
+fn the_exit_code_and_the_last_line_say_whether_run_will_work() {
+    let name = "the_exit_code_and_the_last_line_say_whether_run_will_work";
+    let works = apart::run(name, "works", || tapway(&["doctor"]));
+    if let Some(out) = works {
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(out.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&out.stderr));
+        assert!(text.trim_end().lines().last().unwrap().starts_with("tapway run will work here"), "{text}");
+        assert!(text.contains("\nok    user-namespaces     made user"), "{text}");
+    }
+    let broken = apart::run(name, "broken", || {
+        setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
+        tapway(&["doctor"])
+    });
+    if let Some(out) = broken {
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(out.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&out.stderr));
+        assert!(text.contains("FAIL  descriptors "), "{text}");
+        assert_eq!(text.trim_end().lines().last(), Some("tapway run will not work here: 1 failed."));
+    }
+    let json = apart::run(name, "json", || tapway(&["doctor", "--json"]));
+    if let Some(out) = json {
+        let text = String::from_utf8_lossy(&out.stdout);
+        let value: Value = serde_json::from_str(&text[text.find("{\n").unwrap()..]).unwrap();
+        assert_eq!((value["works"].as_bool(), value["checks"].as_array().unwrap().len()), (Some(true), IDS.len()));
+    }
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_tapway")).arg("doctor").stdout(full).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(err.starts_with("tapway: cannot write to standard output: "), "{err}");
+}

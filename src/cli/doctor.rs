@@ -26,6 +26,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
 use serde::Serialize;
 
+use crate::cli::{FAILURE, Failure};
 use crate::confine::Outcome;
 use crate::sandbox::{state, users};
 use trial::{Inside, Mapped, Tried};
@@ -112,7 +113,7 @@ fn fail(id: &'static str, seen: impl Into<String>, remedy: impl Into<String>) ->
 }
 
 /// Runs the command and returns its exit code. The process must have one thread: it forks.
-pub fn main(args: &DoctorArgs) -> u8 {
+pub fn main(args: &DoctorArgs) -> Result<u8, Failure> {
     let checks = examine(&Machine::this());
     let works = checks.iter().all(|check| check.status < Status::Fail);
     let text = if args.json {
@@ -121,9 +122,14 @@ pub fn main(args: &DoctorArgs) -> u8 {
     } else {
         render(&checks)
     };
-    // A reader that went away (`doctor | head`) is no failure of the machine.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    u8::from(!works)
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough (`doctor | head`) is no failure.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure { code: FAILURE, line: format!("cannot write to standard output: {error}") })
+        }
+        _ => Ok(u8::from(!works)),
+    }
 }
 
 fn render(checks: &[Check]) -> String {

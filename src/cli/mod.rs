@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
         Action::Port(args) => port::main(&args),
-        Action::Doctor(args) => Ok(doctor::main(&args)),
+        Action::Doctor(args) => doctor::main(&args),
         Action::Version => {
             println!("tapway {}", env!("CARGO_PKG_VERSION"));
             Ok(0)
