@@ -1,1 +1,148 @@
+//! Any frame at all: nothing panics, nothing that goes out is malformed, and everything ends.
 
+use proptest::prelude::*;
+use smoltcp::time::Duration;
+use tapway::stack::Limits;
+use tapway::stack::reassembly;
+use tapway::stack::tcp::{ConnectFailure, TcpLimits};
+use tapway::stack::udp::UdpLimits;
+use tapway::wire::icmp_error::IcmpError;
+
+use crate::sim::*;
+
+fn small_limits() -> Limits {
+    Limits {
+        tcp: TcpLimits { max_flows: 8, max_opening: 4, large_rings: 2 },
+        udp: UdpLimits { max_mappings: 4, max_pairs: 4 },
+        ping_sessions: 2,
+        reassembly: reassembly::Limits { datagrams: 4, bytes: 100_000, ..reassembly::Limits::default() },
+    }
+}
+
+/// What was handed out must be well formed; the connects are answered in every way there is.
+fn look(world: &mut World, choice: u64) {
+    world.frames();
+    world.out.udp.clear();
+    world.out.ping.clear();
+    world.out.dns.clear();
+    while !world.connects.is_empty() {
+        match choice % 5 {
+            0 => world.fail(ConnectFailure::Refused),
+            1 => world.fail(ConnectFailure::Unreachable(IcmpError::HostUnreachable)),
+            2 => world.fail(ConnectFailure::Silent),
+            _ => world.accept(),
+        };
+    }
+    world.frames();
+    let (tcp, mappings, pairs, pings) = world.stack.flows();
+    assert!(tcp <= 8 && mappings <= 4 && pairs <= 4 && pings <= 2);
+}
+
+/// In the end nothing is left over.
+fn end(world: &mut World) {
+    for flow in world.host.keys().copied().collect::<Vec<_>>() {
+        if let Some(socket) = world.host.get_mut(&flow) {
+            socket.broken = true;
+        }
+        world.poke(flow);
+    }
+    world.pass(Duration::from_secs(1000));
+    while world.stack.poll_udp_closed().is_some() || world.stack.poll_ping_closed().is_some() {}
+    assert_eq!(world.stack.flows(), (0, 0, 0, 0));
+    world.frames();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Bytes of no meaning.
+    #[test]
+    fn noise(frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 1..20)) {
+        let mut world = World::with(config(1500, all_offloads()), small_limits());
+        for mut frame in frames {
+            if frame.len() > 24 {
+                frame[10..16].copy_from_slice(&GATEWAY_MAC);
+                frame[16..22].copy_from_slice(&GUEST_MAC);
+            }
+            world.inject(frame);
+            look(&mut world, 3);
+        }
+        end(&mut world);
+    }
+
+    /// Good headers around nonsense of any protocol, with a vnet header of nonsense.
+    #[test]
+    fn nonsense_in_good_headers(
+        packets in proptest::collection::vec((
+            any::<bool>(),
+            prop_oneof![Just(1u8), Just(6), Just(17), Just(58), Just(0), Just(44), Just(60), any::<u8>()],
+            proptest::collection::vec(any::<u8>(), 0..200),
+            proptest::option::of((0u32..3, 0usize..40, any::<bool>())),
+            proptest::option::of(any::<[u8; 10]>()),
+            any::<u8>(),
+        ), 1..20),
+        choice in any::<u64>(),
+    ) {
+        let mut world = World::with(config(1500, all_offloads()), small_limits());
+        for (v6, protocol, body, fragment, vnet, ttl) in packets {
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            let mut packet = Ip::new(family.guest(), family.far(), protocol, body);
+            packet.ttl = ttl;
+            packet.fragment = fragment.map(|(ident, offset, more)| (ident, offset * 8, more));
+            let mut frame = packet.frame();
+            if let Some(vnet) = vnet {
+                frame[..10].copy_from_slice(&vnet);
+            } else {
+                // "Checksum is good", so that what is behind it is reached.
+                frame[0] = 2;
+            }
+            world.inject(frame);
+            look(&mut world, choice);
+        }
+        end(&mut world);
+    }
+
+    /// TCP segments that are well formed and make no sense, on few ports so that they meet.
+    #[test]
+    fn segments_without_sense(
+        segments in proptest::collection::vec((
+            0u16..3,
+            any::<u8>(),
+            prop_oneof![0u32..4, 1000u32..1010, any::<u32>()],
+            prop_oneof![0u32..4, any::<u32>()],
+            any::<u16>(),
+            proptest::collection::vec(any::<u8>(), 0..12),
+            0usize..3000,
+            0u64..200_000,
+        ), 1..60),
+        choice in any::<u64>(),
+    ) {
+        let mut world = World::with(config(1500, all_offloads()), small_limits());
+        for (port, flags, seq, ack, window, mut options, length, wait) in segments {
+            options.resize(options.len() / 4 * 4, 0);
+            world.send(&Seg {
+                src: at(Family::V4.guest(), 4000 + port),
+                dst: at(Family::V4.far(), 80),
+                flags,
+                seq,
+                ack,
+                window,
+                options,
+                payload: vec![9; length],
+                gso_size: None,
+            });
+            look(&mut world, choice);
+            for flow in world.host.keys().copied().collect::<Vec<_>>() {
+                if choice & 1 == 0 && world.host.contains_key(&flow) {
+                    world.host_sends(flow, b"data from the host");
+                }
+                if choice & 2 == 0 && world.host.contains_key(&flow) {
+                    world.host_ends(flow);
+                }
+            }
+            world.pass(Duration::from_millis(wait));
+            look(&mut world, choice);
+        }
+        end(&mut world);
+    }
+}

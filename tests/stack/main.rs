@@ -7,7 +7,10 @@
 
 mod datagrams;
 mod guest_tcp;
+mod hostile;
+mod link_layer;
 mod sim;
 mod streams;
 mod tcp_flow_control;
 mod tcp_life;
+mod tcp_published;
