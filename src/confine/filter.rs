@@ -76,9 +76,6 @@ const ALLOWED: &[libc::c_long] = &[
     // Waiting and time.
     libc::SYS_epoll_create1,
     libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_timerfd_gettime,
     libc::SYS_ppoll,
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -106,16 +103,13 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getpid,
     libc::SYS_sched_getaffinity,
     libc::SYS_getrandom,
-    libc::SYS_membarrier,
     // Descriptors that we hold.
-    libc::SYS_dup3,
     libc::SYS_fstat,
 ];
 
 /// Older spellings that some architectures still have.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[libc::c_long] =
-    &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_time, libc::SYS_dup2, libc::SYS_getrlimit];
+const ALLOWED_HERE: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_time, libc::SYS_getrlimit];
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[libc::c_long] = &[];
 
