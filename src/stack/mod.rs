@@ -387,7 +387,9 @@ impl Stack {
         if group || dst.is_multicast() {
             return Err(DropReason::Multicast);
         }
-        if !self.policy.is_guest_source(IpAddr::V6(src)) {
+        // From its link-local address the guest reaches the router's, and nothing beyond the link.
+        let on_link = src.is_unicast_link_local() && self.config.v6.is_some_and(|plan| dst == plan.gateway_link_local);
+        if !on_link && !self.policy.is_guest_source(IpAddr::V6(src)) {
             return Err(DropReason::SpoofedSource);
         }
         let packet = Packet {
