@@ -47,6 +47,10 @@ const DEATHS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a network process may take to leave at the end: it writes out its capture file.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
 
+/// When the host's resolv.conf is first looked at again, and watched from then on. Making and above all closing a watch
+/// costs milliseconds, which a short command should not pay.
+const WATCH_AFTER: Duration = Duration::from_millis(500);
+
 /// Signals that are passed on to the command.
 const FORWARDED: [Signal; 7] = [
     Signal::SIGTERM,
@@ -259,7 +263,9 @@ struct Monitor {
     /// Duplicate of the guest's TAP, once it exists.
     tap: Option<OwnedFd>,
     servers: Vec<SocketAddr>,
-    watcher: Watcher,
+    started: Instant,
+    /// From [`WATCH_AFTER`] on.
+    watcher: Option<Watcher>,
     prepared: bool,
     gone: bool,
 }
@@ -273,13 +279,13 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
     // First, so that it starts up while the kernel makes the namespaces.
     let network = start_network(plan.network_process)?;
     let (sandbox, init) = start_init(&plan)?;
-    let watcher = Watcher::new(Path::new(RESOLV_CONF), &ALSO_WATCHED);
+    // These take longest to start, so all else is done while they run.
+    let maps = plan.maps.clone();
+    let mapping = Mapping::start(init.pid, &maps);
     let servers = match &plan.dns {
         Some(servers) => servers.clone(),
         None => host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
     };
-    write_maps(init.pid, &plan.maps)?;
-    attach::send(&sandbox, &ToSandbox::Mapped, &[]).or_else(ignore_closed)?;
     let mut monitor = Monitor {
         plan,
         sandbox,
@@ -288,17 +294,21 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         deaths: VecDeque::new(),
         tap: None,
         servers,
-        watcher,
+        started: Instant::now(),
+        watcher: None,
         prepared: false,
         gone: false,
     };
-    let result = monitor.serve(&signals);
-    // First the command and all it started, then its network.
-    let Monitor { sandbox, init, network, .. } = monitor;
+    let result = monitor.begin(mapping).and_then(|()| monitor.serve(&signals));
+    // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
+    // as does that of the watch), so it is left to the network process, and runs while we close the rest.
+    let Monitor { sandbox, init, network: Network { conn, child, .. }, tap, plan, watcher, .. } = monitor;
     drop(sandbox);
     drop(init);
-    let Network { conn, child, .. } = network;
+    drop(tap);
     drop(conn);
+    drop(plan);
+    drop(watcher);
     child.leave(LEAVE_TIME);
     result
 }
@@ -382,71 +392,105 @@ fn clone_hint() -> String {
     "user or network namespaces are not to be had here; `tapway doctor` tries out why".to_owned()
 }
 
-fn write_maps(pid: Pid, maps: &Maps) -> Result<(), RunError> {
-    let write = |what: &'static str, text: &str| {
-        std::fs::write(format!("/proc/{pid}/{what}"), text).map_err(|source| RunError::Map { what, source })
-    };
-    let direct = |uids: Option<&[Range]>, gids: Option<&[Range]>, deny: bool| {
+/// Writing the maps: begun when the first process exists, ended before it is told.
+enum Mapping<'a> {
+    Direct { uids: &'a [Range], gids: &'a [Range], deny_setgroups: bool },
+    Helpers { running: [Helper; 2], single_uid: &'a [Range], single_gid: &'a [Range] },
+}
+
+/// One of newuidmap and newgidmap, running or not to be had.
+struct Helper {
+    program: &'static str,
+    child: std::io::Result<std::process::Child>,
+}
+
+impl<'a> Mapping<'a> {
+    fn start(pid: Pid, maps: &'a Maps) -> Self {
+        match maps {
+            Maps::Direct { uids, gids, deny_setgroups } => Self::Direct { uids, gids, deny_setgroups: *deny_setgroups },
+            Maps::Helpers { uids, gids, single_uid, single_gid } => Self::Helpers {
+                running: [Helper::start("newuidmap", pid, uids), Helper::start("newgidmap", pid, gids)],
+                single_uid,
+                single_gid,
+            },
+        }
+    }
+
+    fn finish(self, pid: Pid) -> Result<(), RunError> {
+        let write = |what: &'static str, text: &str| {
+            std::fs::write(format!("/proc/{pid}/{what}"), text).map_err(|source| RunError::Map { what, source })
+        };
+        let (uids, gids, deny_setgroups) = match self {
+            Self::Direct { uids, gids, deny_setgroups } => (Some(uids), Some(gids), deny_setgroups),
+            Self::Helpers { running, single_uid, single_gid } => {
+                let [uid_done, gid_done] = running.map(Helper::finish);
+                ((!uid_done).then_some(single_uid), (!gid_done).then_some(single_gid), true)
+            }
+        };
         if let Some(gids) = gids {
-            if deny {
+            if deny_setgroups {
                 write("setgroups", "deny")?;
             }
             write("gid_map", &users::render(gids))?;
         }
         uids.map_or(Ok(()), |uids| write("uid_map", &users::render(uids)))
-    };
-    match maps {
-        Maps::Direct { uids, gids, deny_setgroups } => direct(Some(uids), Some(gids), *deny_setgroups),
-        Maps::Helpers { uids, gids, single_uid, single_gid } => {
-            // Both at once: each takes longer to start than to run.
-            let children = [start_helper("newuidmap", pid, uids), start_helper("newgidmap", pid, gids)];
-            let [uid_done, gid_done] = children.map(finish_helper);
-            direct((!uid_done).then_some(single_uid.as_slice()), (!gid_done).then_some(single_gid.as_slice()), true)
-        }
     }
 }
 
-fn start_helper(
-    program: &'static str,
-    pid: Pid,
-    map: &[Range],
-) -> (&'static str, std::io::Result<std::process::Child>) {
-    let mut command = Command::new(program);
-    command.arg(pid.to_string());
-    for range in map {
-        command.args([range.inside.to_string(), range.outside.to_string(), range.count.to_string()]);
-    }
-    (program, command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn())
-}
-
-fn finish_helper((program, child): (&'static str, std::io::Result<std::process::Child>)) -> bool {
-    match child.and_then(std::process::Child::wait_with_output) {
-        Ok(output) if output.status.success() => true,
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
-            tracing::info!("{program} refused, so only one user exists inside: {said}");
-            false
+impl Helper {
+    fn start(program: &'static str, pid: Pid, map: &[Range]) -> Self {
+        let mut command = Command::new(program);
+        command.arg(pid.to_string());
+        for range in map {
+            command.args([range.inside.to_string(), range.outside.to_string(), range.count.to_string()]);
         }
-        Err(error) => {
-            tracing::info!("cannot run {program}, so only one user exists inside: {error}");
-            false
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        Self { program, child }
+    }
+
+    /// True if the map is written.
+    fn finish(self) -> bool {
+        let program = self.program;
+        match self.child.and_then(std::process::Child::wait_with_output) {
+            Ok(output) if output.status.success() => true,
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
+                tracing::info!("{program} refused, so only one user exists inside: {said}");
+                false
+            }
+            Err(error) => {
+                tracing::info!("cannot run {program}, so only one user exists inside: {error}");
+                false
+            }
         }
     }
 }
 
 impl Monitor {
+    /// Up to the first process having its maps; it makes the TAP meanwhile.
+    fn begin(&mut self, mapping: Mapping<'_>) -> Result<(), RunError> {
+        let tap = self.handle_sandbox(false);
+        // Also after a failure: helpers are waited for.
+        let mapped = mapping.finish(self.init.pid);
+        tap?;
+        mapped?;
+        self.tell(&ToSandbox::Mapped)
+    }
+
     fn serve(&mut self, signals: &SignalFd) -> Result<u8, RunError> {
         loop {
-            let timeout = match self.watcher.fd() {
-                Some(_) => PollTimeout::NONE,
-                None => PollTimeout::try_from(host_dns::FALLBACK).unwrap_or(PollTimeout::MAX),
+            let watch = self.watcher.as_ref().and_then(Watcher::fd);
+            let timeout = match (&self.watcher, watch) {
+                (Some(_), Some(_)) => PollTimeout::NONE,
+                (Some(_), None) => timeout_of(host_dns::FALLBACK),
+                (None, _) => timeout_of(WATCH_AFTER.saturating_sub(self.started.elapsed())),
             };
             let mut fds = vec![
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.network.conn.as_fd(), PollFlags::POLLIN),
             ];
-            fds.extend(self.watcher.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            fds.extend(watch.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             let happened = match poll(&mut fds, timeout) {
                 Ok(happened) => happened,
                 Err(Errno::EINTR) => continue,
@@ -454,7 +498,7 @@ impl Monitor {
             };
             let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
             let [signalled, sandbox, network] = [ready[0], ready[1], ready[2]];
-            let watched = ready.get(3).copied().unwrap_or(happened == 0);
+            let watched = ready.get(3).copied().unwrap_or(happened == 0 || self.watcher.is_none());
             let resumed = signalled && self.handle_signals(signals)?;
             if sandbox && let Some(code) = self.handle_sandbox(resumed)? {
                 return Ok(code);
@@ -462,7 +506,7 @@ impl Monitor {
             if network {
                 self.handle_network()?;
             }
-            if watched && self.watcher.changed(&ALSO_WATCHED) {
+            if watched && self.is_host_changed() {
                 self.handle_host_files()?;
             }
         }
@@ -615,6 +659,18 @@ impl Monitor {
         self.attach()
     }
 
+    /// True if the host's files may have changed; begins to watch them if nobody does yet.
+    fn is_host_changed(&mut self) -> bool {
+        match &mut self.watcher {
+            Some(watcher) => watcher.changed(&ALSO_WATCHED),
+            None if self.started.elapsed() < WATCH_AFTER => false,
+            None => {
+                self.watcher = Some(Watcher::new(Path::new(RESOLV_CONF), &ALSO_WATCHED));
+                true
+            }
+        }
+    }
+
     /// The host's resolv.conf or hosts changed, or the way to it.
     fn handle_host_files(&mut self) -> Result<(), RunError> {
         // A rename over the host's file takes our mount in the sandbox away.
@@ -633,4 +689,9 @@ impl Monitor {
         }
         Ok(())
     }
+}
+
+/// As poll(2) takes it: milliseconds, rounded up.
+fn timeout_of(time: Duration) -> PollTimeout {
+    PollTimeout::try_from(time + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
 }

@@ -4,7 +4,7 @@
 //! the file, is the truth: a file that can be locked belongs to a monitor that was killed, and whoever meets it removes
 //! it. So nothing needs a process id to be checked, and a name is free the moment its owner is dead.
 //!
-//! DIR is `$XDG_RUNTIME_DIR/tapway`, else `/run/user/UID/tapway`, else `/tmp/tapway-UID`; always a directory of the user's
+//! DIR is `$XDG_RUNTIME_DIR/tapway`, else `/run/user/UID/tapway`, else `/tmp/tapway-UID` (or `.1` to `.9` after that name); always a directory of the user's
 //! that nobody else can write to, or it is refused.
 
 use std::ffi::OsString;
@@ -23,6 +23,9 @@ use crate::network::config::Listener;
 pub const MAX_NAME: usize = 63;
 /// Largest state file read, in bytes: 2048 listeners of some 100 each, and slack.
 const MAX_FILE: u64 = 1 << 20;
+
+/// How many names are tried in /tmp.
+const TMP_NAMES: u32 = 10;
 
 /// What stands in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,12 +92,21 @@ pub fn runtime_dir(xdg: Option<OsString>) -> Result<PathBuf, StateError> {
     let bases = [xdg.map(PathBuf::from), Some(PathBuf::from(format!("/run/user/{uid}")))];
     // A directory that is somebody else's (root's, after su) is passed over.
     let base = bases.into_iter().flatten().find(|base| base.is_absolute() && ours(base));
-    let dir = match base {
-        Some(base) => base.join("tapway"),
-        None => PathBuf::from(format!("/tmp/tapway-{uid}")),
-    };
-    make_private_dir(&dir)?;
-    Ok(dir)
+    if let Some(base) = base {
+        let dir = base.join("tapway");
+        return make_private_dir(&dir).map(|()| dir);
+    }
+    // Where the first name is somebody else's (a nested user namespace numbers its users anew) the next may be free.
+    let mut last = Err(StateError::None(String::new()));
+    for number in 0..TMP_NAMES {
+        let suffix = if number == 0 { String::new() } else { format!(".{number}") };
+        let dir = PathBuf::from(format!("/tmp/tapway-{uid}{suffix}"));
+        last = make_private_dir(&dir).map(|()| dir);
+        if last.is_ok() {
+            break;
+        }
+    }
+    last
 }
 
 /// A directory of this user's that nobody else can write to. Not followed if it is a link.
