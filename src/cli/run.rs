@@ -375,7 +375,7 @@ fn decide_users(text: Option<&str>) -> Result<Users, Failure> {
                 identity.uid, identity.gid
             )));
         }
-        let ping_groups = ping_groups(&gids);
+        let ping_groups = ping_groups(&gids, identity.gid);
         return Ok(Users {
             identity,
             switch_user: identity != Identity { uid, gid },
@@ -389,21 +389,27 @@ fn decide_users(text: Option<&str>) -> Result<Users, Failure> {
         (users::subordinate(&read("/etc/subuid"), name, uid), users::subordinate(&read("/etc/subgid"), name, uid));
     let (single_uid, single_gid) = (users::single(identity.uid, uid), users::single(identity.gid, gid));
     let (maps, ping_groups) = if sub_uids.is_empty() || sub_gids.is_empty() {
-        let ping_groups = ping_groups(&single_gid);
+        let ping_groups = ping_groups(&single_gid, identity.gid);
         (Maps::Direct { uids: single_uid, gids: single_gid, deny_setgroups: true }, ping_groups)
     } else {
         let (uids, gids) = (users::full(identity.uid, uid, &sub_uids), users::full(identity.gid, gid, &sub_gids));
-        let ping_groups = ping_groups(&gids);
+        let ping_groups = ping_groups(&gids, identity.gid);
         (Maps::Helpers { uids, gids, single_uid, single_gid }, ping_groups)
     };
     Ok(Users { identity, switch_user: false, maps, ping_groups })
 }
 
-/// First and last group of a map, as net.ipv4.ping_group_range takes them (at most 2^31 - 1).
-fn ping_groups(gids: &[users::Range]) -> (u32, u32) {
-    let first = gids.iter().map(|range| range.inside).min().unwrap_or(0);
-    let last = gids.iter().map(|range| range.inside.saturating_add(range.count - 1)).max().unwrap_or(0);
-    (first, last.min(i32::MAX as u32))
+/// The groups of a map for net.ipv4.ping_group_range, which is written as ids inside but compared as those outside
+/// (net/ipv4/ping.c): from the one that is lowest outside to the one that is highest. Where these are in the other order
+/// inside, the command's own group alone. At most 2^31 - 1.
+fn ping_groups(gids: &[users::Range], own: u32) -> (u32, u32) {
+    let first = gids.iter().min_by_key(|range| range.outside).map_or(own, |range| range.inside);
+    let last = gids
+        .iter()
+        .max_by_key(|range| range.outside.saturating_add(range.count))
+        .map_or(own, |range| range.inside.saturating_add(range.count - 1))
+        .min(i32::MAX as u32);
+    if first <= last { (first, last) } else { (own, own) }
 }
 
 fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {
@@ -537,8 +543,14 @@ mod tests {
 
     #[test]
     fn ranges_for_ping() {
-        assert_eq!(ping_groups(&users::single(5, 1000)), (5, 5));
-        assert_eq!(ping_groups(&users::full(0, 1000, &[(100_000, 65536)])), (0, 65536));
-        assert_eq!(ping_groups(&users::unchanged("0 0 4294967295\n")), (0, i32::MAX as u32));
+        let full = |inside, caller| ping_groups(&users::full(inside, caller, &[(100_000, 65536)]), inside);
+        assert_eq!(ping_groups(&users::single(5, 1000), 5), (5, 5));
+        assert_eq!(full(0, 1000), (0, 65536));
+        // The caller's own group is the lowest outside, wherever it is inside …
+        assert_eq!(full(1000, 1000), (1000, 65536));
+        // … or the highest; and a range that would be empty is not tried.
+        assert_eq!(full(7, 500_000), (0, 7));
+        assert_eq!(full(70_000, 1000), (70_000, 70_000));
+        assert_eq!(ping_groups(&users::unchanged("0 0 4294967295\n"), 0), (0, i32::MAX as u32));
     }
 }

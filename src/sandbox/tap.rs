@@ -26,7 +26,7 @@ const TUN_F_USO6: u32 = 0x40;
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// No such file, no permission, or the driver refused.
-    #[error("cannot create the TAP device {name} through /dev/net/tun")]
+    #[error("cannot create the TAP device {name} through /dev/net/tun{}", remedy(source))]
     Create {
         /// Interface name.
         name: String,
@@ -43,6 +43,16 @@ pub enum TapError {
         #[source]
         source: nix::Error,
     },
+}
+
+/// What to do about it.
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "; load its driver (`modprobe tun`, as root)",
+        Some(libc::EACCES) => "; let every user open it (`chmod 666 /dev/net/tun`, as root)",
+        Some(libc::EPERM) => "; user namespaces have no capabilities here (see `tapway doctor`)",
+        _ => "",
+    }
 }
 
 /// Creates the TAP `name` in the current network namespace (one queue, non-blocking, close-on-exec) with as many

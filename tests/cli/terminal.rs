@@ -1,0 +1,135 @@
+//! Job control: a sandbox at a terminal behaves as the command alone would.
+//!
+//! An interactive bash runs at a pseudo-terminal, and is typed to.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use crate::stage::Stage;
+
+struct Terminal {
+    keyboard: File,
+    screen: Receiver<Vec<u8>>,
+    seen: String,
+    shell: Child,
+}
+
+impl Terminal {
+    fn new(stage: &Stage) -> Self {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = stage.as_user("setsid");
+        command.args(["-c", "bash", "--norc", "--noprofile", "-i"]).env("PS1", "$ ").env("TERM", "dumb");
+        let shell = command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
+        drop(command);
+        drop(pty.slave);
+        let keyboard = File::from(pty.master);
+        let mut reader = keyboard.try_clone().unwrap();
+        let (send, screen) = channel();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+                if send.send(bytes[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { keyboard, screen, seen: String::new(), shell }
+    }
+
+    fn keys(&mut self, text: &str) {
+        self.keyboard.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until `text` is on the screen, and forgets what was before it and it.
+    fn expect(&mut self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                self.seen.drain(..at + text.len());
+                return;
+            }
+            match self.screen.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.seen += &String::from_utf8_lossy(&bytes),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("no {text:?} on the screen, but {:?}", self.seen)
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+#[test]
+fn interrupt_stop_and_go_on() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run sh -c 'echo u\"\"p; exec sleep 60'\n");
+    terminal.expect("up\r\n");
+    terminal.keys("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect("$ ");
+    terminal.keys("fg\n");
+    terminal.expect("sleep 60'\r\n");
+    terminal.keys("\x03");
+    terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=130\r\n");
+}
+
+#[test]
+fn a_shell_inside_has_job_control_of_its_own() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run env PS1='in$ ' bash --norc --noprofile -i\n");
+    terminal.expect("in$ ");
+    terminal.keys("sleep 60\n");
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.keys("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect("in$ ");
+    terminal.keys("fg\n");
+    terminal.expect("sleep 60\r\n");
+    terminal.keys("\x03");
+    terminal.expect("in$ ");
+    terminal.keys("exit 7\n");
+    terminal.expect("exit\r\n");
+    terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=7\r\n");
+}
+
+#[test]
+fn a_command_that_stops_itself_is_a_stopped_job() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run sh -c 'kill -STOP $$; echo wo\"\"ke'\n");
+    terminal.expect("Stopped");
+    terminal.expect("$ ");
+    terminal.keys("fg\n");
+    terminal.expect("woke\r\n");
+    terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=0\r\n");
+}
+
+#[test]
+fn the_terminal_is_read_and_shared_with_a_pipeline() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run cat | sed 's/^/got /'\n");
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.keys("hello\n");
+    terminal.expect("hello\r\n");
+    terminal.keys("\x04");
+    terminal.expect("got hello\r\n");
+}
