@@ -129,8 +129,11 @@ pub enum RunError {
         #[source]
         source: nix::Error,
     },
-    /// The maps.
-    #[error("cannot write the {what} of the sandbox")]
+    /// The maps. The kernel lets nobody map root who lacks CAP_SETFCAP (user_namespaces(7)).
+    #[error(
+        "cannot write the {what} of the sandbox{}",
+        if nix::unistd::geteuid().is_root() { "; root needs CAP_SETFCAP, CAP_SETUID and CAP_SETGID for it" } else { "" }
+    )]
     Map {
         /// Which file.
         what: &'static str,

@@ -3,7 +3,7 @@
 use crate::stage::Stage;
 
 /// A shell line that replaces /etc by a writable copy.
-const OWN_ETC: &str = "mount -t tmpfs none /mnt; cp -a /etc/. /mnt/ 2>/dev/null || true; mount --move /mnt /etc; ";
+const OWN_ETC: &str = "mount -t tmpfs none /mnt; cp -dR /etc/. /mnt/ 2>/dev/null || true; mount --bind /mnt /etc; ";
 
 fn assert_ours(text: &str, stage: &str) {
     assert!(text.contains("nameserver 10.0.2.3\n"), "{stage}: {text}");

@@ -53,7 +53,7 @@ pub fn has_subordinate_ids() -> bool {
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let dir = std::env::temp_dir().join(format!("tapway-cli-bin-{}", user()));
+        let dir = std::env::temp_dir().join(format!("tapway-cli-bin-{}-{}", nix::unistd::geteuid(), user()));
         let built = Path::new(env!("CARGO_BIN_EXE_tapway"));
         DirBuilder::new().recursive(true).mode(0o755).create(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
@@ -163,18 +163,20 @@ impl Stage {
         Running(Some(self.tapway(&all).spawn().unwrap()))
     }
 
-    /// Runs a shell script as root of a new mount namespace, where it may mount; in it, `user tapway …` runs tapway as
+    /// Runs a shell script with the right to mount in a new mount namespace, where it may mount; in it, `user tapway …` runs tapway as
     /// the ordinary user.
     pub fn script(&self, text: &str) -> Ended {
         let (unshare, drop): (&[&str], String) = if is_root() {
             (&["-m", "--propagation", "private"], format!("setpriv --reuid {0} --regid {0} --clear-groups", user()))
         } else {
-            // Root of a user namespace can mount, and is an ordinary user to tapway without its capabilities.
-            (&["-Urm", "--propagation", "private"], "setpriv --inh-caps=-all --bounding-set=-all".to_owned())
+            // An ordinary number that may mount here by ambient capabilities, and loses them by dropping these.
+            let map = &["-Um", "--map-user=4242", "--map-group=4242", "--keep-caps", "--propagation", "private"];
+            (map, "setpriv --inh-caps=-all --ambient-caps=-all".to_owned())
         };
         let text = format!("set -eu\nuser() {{ {drop} env PATH=${{TAPWAY%/*}}:$PATH \"$@\"; }}\n{text}");
-        let mut command = self.command(OsStr::new("unshare"));
-        command.args(unshare).args(["sh", "-c", &text]);
+        // A script that waits for something that does not come is ended; nothing here takes a tenth of that.
+        let mut command = self.command(OsStr::new("timeout"));
+        command.args(["60", "unshare"]).args(unshare).args(["sh", "-c", &text]);
         Ended::new(&command.output().unwrap())
     }
 
