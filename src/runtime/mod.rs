@@ -11,6 +11,7 @@
 pub mod capture;
 pub mod control;
 pub mod engine;
+pub mod output;
 pub mod sockets;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -27,6 +27,7 @@
 //! Deliberately not: urgent data, TCP Fast Open, ECN, forwarding of the guest's options.
 
 pub mod isn;
+mod opening;
 pub mod port;
 pub mod rings;
 
@@ -38,7 +39,7 @@ use smoltcp::iface::{Config, Interface, PollResult};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::HardwareAddress;
 
 use crate::stack::Output;
 use crate::stack::arena::{Arena, Id};
@@ -232,11 +233,6 @@ pub struct Tcp {
     opened: u64,
 }
 
-/// First port used where the gateway stands in for a client (the dynamic range of RFC 6335).
-const STAND_IN_FIRST: u16 = 49_152;
-/// Ports tried for one client before it is refused.
-const STAND_IN_TRIES: u16 = 256;
-
 impl Tcp {
     /// `mtu`: the guest's. `tso`: the TAP takes super-frames of both families. `seed`: unpredictable to the guest.
     pub fn new(limits: TcpLimits, mtu: u16, tso: bool, seed: u64, now: Instant) -> Self {
@@ -258,7 +254,7 @@ impl Tcp {
             rings: RingPool::new(limits.large_rings),
             isn: IsnClock::new(seed.rotate_left(17)),
             limits,
-            next_stand_in: STAND_IN_FIRST + (seed % 8192) as u16,
+            next_stand_in: opening::STAND_IN_FIRST + (seed % 8192) as u16,
             opened: 0,
         }
     }
@@ -397,216 +393,6 @@ impl Tcp {
             flow.phase = Phase::Open;
         }
         Ok(())
-    }
-
-    /// A new flow by a SYN of the guest, if policy lets it.
-    #[allow(clippy::too_many_arguments)]
-    fn open(
-        &mut self,
-        now: Instant,
-        packet: &mut [u8],
-        tcp_at: usize,
-        key: FlowKey,
-        verdict: OpenVerdict,
-        gateway: Option<IpAddr>,
-        composer: &mut Composer,
-        out: &mut impl Output,
-    ) -> Result<(), DropReason> {
-        let v6 = key.guest.is_ipv6();
-        let mut segment = Segment::new(&mut packet[tcp_at..]).ok_or(DropReason::Truncated)?;
-        let target = match verdict {
-            OpenVerdict::Connect(target) => target,
-            OpenVerdict::Reset => {
-                reset_unknown(&key, &segment, composer, out);
-                return Err(DropReason::Refused);
-            }
-            OpenVerdict::Icmp(kind) => {
-                if let Some(gateway) = gateway {
-                    composer.send_icmp_error(kind, gateway, key.guest, packet, out);
-                }
-                return Err(DropReason::Refused);
-            }
-            OpenVerdict::Ignore(reason) => return Err(reason),
-        };
-        if self.flows.len() >= self.limits.max_flows {
-            return Err(DropReason::TableFull);
-        }
-        while self.opening_now >= self.limits.max_opening {
-            // The oldest unanswered connect gives way; the guest has long since had time to try again.
-            let Some(oldest) = self.opening.pop_front() else { break };
-            if self.flows.get(oldest).is_some_and(|flow| flow.phase == Phase::Connecting) {
-                composer.drops.count(DropReason::TableFull);
-                self.remove(oldest, now, false);
-            }
-        }
-        let guest_isn = segment.seq();
-        let mut wire = Wire::default();
-        let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
-        wire.from_guest(&mut segment, v6, tso);
-        let mut socket = self.rings.take();
-        let tcp = socket.get_mut();
-        tcp.pause_synack(true);
-        let listen = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
-        if tcp.listen(listen).is_err() {
-            self.rings.give_back(socket, 0);
-            return Err(DropReason::Malformed);
-        }
-        let mut port = Port { rx: Some(packet), wire: &mut wire, key: &key, isn: &self.isn, composer, out, now };
-        self.iface.poll_ingress_single(now, &mut port, &mut socket.set);
-        if socket.get().state() != State::SynReceived {
-            self.rings.give_back(socket, 0);
-            return Err(DropReason::Malformed);
-        }
-        let id = self.insert(TcpFlow {
-            key,
-            socket,
-            wire,
-            phase: Phase::Connecting,
-            guest_isn,
-            host_finished: false,
-            closed: false,
-            guest_finished: false,
-            reset: false,
-            lingering: false,
-            dirty: false,
-            since: now,
-            heard: now,
-            owing: false,
-            overdue: false,
-            armed: None,
-        });
-        self.opening.push_back(id);
-        self.opening_now += 1;
-        // Entries of flows that are answered leave the queue when they reach its front; keep it from growing beyond.
-        while self.opening.len() > 2 * self.limits.max_opening {
-            let Some(front) = self.opening.pop_front() else { break };
-            if self.flows.get(front).is_some_and(|flow| flow.phase == Phase::Connecting) {
-                self.opening.push_back(front);
-            }
-        }
-        self.work.push_back(TcpWork::Connect { flow: id, target });
-        Ok(())
-    }
-
-    fn insert(&mut self, flow: TcpFlow) -> Id {
-        let key = flow.key;
-        let id = self.flows.insert(flow);
-        self.by_key.insert(key, id);
-        self.opened += 1;
-        id
-    }
-
-    /// The host answered a [`TcpWork::Connect`].
-    pub fn handle_connected(&mut self, flow: Id, now: Instant) {
-        if let Some(entry) = self.flows.get_mut(flow)
-            && entry.phase == Phase::Connecting
-        {
-            entry.phase = Phase::Handshake;
-            entry.since = now;
-            entry.socket.get_mut().pause_synack(false);
-            self.opening_now -= 1;
-            mark(&mut self.dirty, flow, entry);
-        }
-    }
-
-    /// The host refused, or nobody answered it.
-    pub fn handle_connect_failed(
-        &mut self,
-        flow: Id,
-        failure: ConnectFailure,
-        from: Option<IpAddr>,
-        now: Instant,
-        composer: &mut Composer,
-        out: &mut impl Output,
-    ) {
-        let Some(entry) = self.flows.get(flow) else { return };
-        let key = entry.key;
-        match failure {
-            ConnectFailure::Refused => {
-                let fields = BareTcp { seq: 0, ack: entry.guest_isn.wrapping_add(1), flags: RST | ACK, window: 0 };
-                composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
-            }
-            ConnectFailure::Unreachable(kind) => {
-                // The guest's kernel looks at the addresses, the ports and the sequence number of its SYN.
-                let mut original = [0u8; 60];
-                let at = write_ip_header(
-                    &mut original,
-                    key.guest,
-                    key.peer,
-                    proto::TCP,
-                    tcp_segment::TCP_HDR_LEN,
-                    DEFAULT_TTL,
-                    0,
-                );
-                let tcp = &mut original[at..];
-                tcp_segment::emit_bare(tcp, (key.guest_port, key.peer_port), entry.guest_isn, 0, SYN, 0);
-                if let Some(from) = from {
-                    let len = at + tcp_segment::TCP_HDR_LEN;
-                    composer.send_icmp_error(kind, from, key.guest, &original[..len], out);
-                }
-            }
-            ConnectFailure::Silent => {}
-        }
-        self.remove(flow, now, false);
-    }
-
-    /// A published port accepted a connection: opens the guest's side of it from `shown`, or from `stand_in` with a port
-    /// of our choice where `shown` is `None` or taken. `None`: no room, close the client with a reset.
-    pub fn handle_accepted(
-        &mut self,
-        now: Instant,
-        shown: Option<(SocketAddr, SocketAddr)>,
-        stand_in: Option<(IpAddr, SocketAddr)>,
-    ) -> Result<Id, DropReason> {
-        if self.flows.len() >= self.limits.max_flows {
-            return Err(DropReason::TableFull);
-        }
-        let key = shown
-            .map(|(client, guest)| FlowKey::new(guest, client))
-            .filter(|key| !self.by_key.contains_key(key))
-            .or_else(|| stand_in.and_then(|(gateway, guest)| self.free_stand_in(gateway, guest)))
-            .ok_or(DropReason::TableFull)?;
-        let mut socket = self.rings.take();
-        let remote = IpEndpoint::new(IpAddress::from(key.guest), key.guest_port);
-        let local = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
-        if socket.get_mut().connect(self.iface.context(), remote, local).is_err() {
-            self.rings.give_back(socket, 0);
-            return Err(DropReason::Malformed);
-        }
-        let id = self.insert(TcpFlow {
-            key,
-            socket,
-            wire: Wire { mss: u16::MAX, ..Wire::default() },
-            phase: Phase::Handshake,
-            guest_isn: 0,
-            host_finished: false,
-            closed: false,
-            guest_finished: false,
-            reset: false,
-            lingering: false,
-            dirty: false,
-            since: now,
-            heard: now,
-            owing: false,
-            overdue: false,
-            armed: None,
-        });
-        if let Some(flow) = self.flows.get_mut(id) {
-            mark(&mut self.dirty, id, flow);
-        }
-        Ok(id)
-    }
-
-    fn free_stand_in(&mut self, gateway: IpAddr, guest: SocketAddr) -> Option<FlowKey> {
-        for _ in 0..STAND_IN_TRIES {
-            let port = self.next_stand_in;
-            self.next_stand_in = if port == u16::MAX { STAND_IN_FIRST } else { port + 1 };
-            let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
-            if !self.by_key.contains_key(&key) {
-                return Some(key);
-            }
-        }
-        None
     }
 
     /// The flow's guest-side addresses.
