@@ -129,6 +129,28 @@ const BREAKERS: &[Breaker] = &[
         spoil: |_| refuse(libc::SYS_mount, libc::EPERM, &[]),
     },
     Breaker {
+        name: "AppArmor lets namespaces be made, and nothing in them",
+        line: "mounts",
+        status: "fail",
+        words: &["cannot mount", "kernel.apparmor_restrict_unprivileged_userns=0"],
+        spoil: |machine| {
+            no_known_switch(machine);
+            put(machine, "proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1\n");
+            refuse(libc::SYS_mount, libc::EACCES, &[]);
+        },
+    },
+    Breaker {
+        name: "AppArmor forbids the TAP",
+        line: "tap",
+        status: "fail",
+        words: &["tapway0", "kernel.apparmor_restrict_unprivileged_userns=0"],
+        spoil: |machine| {
+            no_known_switch(machine);
+            put(machine, "proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1\n");
+            refuse(libc::SYS_ioctl, libc::EPERM, &[(1, -1, TUNSETIFF)]);
+        },
+    },
+    Breaker {
         name: "a container masks parts of /proc",
         line: "mounts",
         status: "warn",
@@ -279,6 +301,8 @@ const BREAKERS: &[Breaker] = &[
 
 // _IOW('T', 208, unsigned int), include/uapi/linux/if_tun.h.
 const TUNSETOFFLOAD: i32 = 0x4004_54D0;
+// _IOW('T', 202, int).
+const TUNSETIFF: i32 = 0x4004_54CA;
 
 /// New namespaces beside a user namespace in which we are root.
 fn own_namespaces(more: CloneFlags) {

@@ -160,8 +160,8 @@ pub fn examine(machine: &Machine) -> Vec<Check> {
     let mut checks = vec![
         tun_device(&machine.tun),
         user_namespaces(machine, &inside),
-        mounts(&inside),
-        tap(&inside),
+        mounts(machine, &inside),
+        tap(machine, &inside),
         offloads(&inside),
         subordinate_ids(machine),
         ping_sockets(machine),
@@ -208,6 +208,11 @@ fn user_namespaces(machine: &Machine, inside: &Tried<Inside>) -> Check {
     }
 }
 
+/// AppArmor forbids user namespaces, or (as on Ubuntu since 24.04) lets them be made and forbids every use of them.
+fn apparmor_restricts(machine: &Machine) -> bool {
+    machine.sysctl("kernel.apparmor_restrict_unprivileged_userns").as_deref() == Some("1")
+}
+
 fn apparmor_remedy() -> String {
     "give tapway an AppArmor profile with 'userns,', or: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         .into()
@@ -237,7 +242,7 @@ fn why_no_namespaces(machine: &Machine, errno: Errno) -> (String, String) {
             "sudo sysctl -w kernel.unprivileged_userns_clone=1".into(),
         );
     }
-    if set("kernel.apparmor_restrict_unprivileged_userns", "1") {
+    if apparmor_restricts(machine) {
         return ("AppArmor restricts unprivileged user namespaces".into(), apparmor_remedy());
     }
     let filtered = machine.text("/proc/self/status").is_some_and(|status| {
@@ -258,14 +263,16 @@ fn why_no_namespaces(machine: &Machine, errno: Errno) -> (String, String) {
 
 const NEEDS_NAMESPACES: (&str, &str) = ("not tried: there are no namespaces to try it in", "see user-namespaces");
 
-fn mounts(inside: &Tried<Inside>) -> Check {
+fn mounts(machine: &Machine, inside: &Tried<Inside>) -> Check {
     let id = "mounts";
     let Tried::Yes(inside) = inside else { return fail(id, NEEDS_NAMESPACES.0, NEEDS_NAMESPACES.1) };
     let unmask =
         "in a container, start that with --security-opt unmask=ALL (podman) or systempaths=unconfined (docker)";
     let Inside { private, proc, mount_api, .. } = inside;
     match (private, mount_api, proc) {
-        (Err(why), ..) => fail(id, why.as_str(), container_remedy()),
+        (Err(why), ..) => {
+            fail(id, why.as_str(), if apparmor_restricts(machine) { apparmor_remedy() } else { container_remedy() })
+        }
         (_, Err(why), _) => fail(
             id,
             format!("open_tree and move_mount: {why}"),
@@ -278,11 +285,12 @@ fn mounts(inside: &Tried<Inside>) -> Check {
     }
 }
 
-fn tap(inside: &Tried<Inside>) -> Check {
+fn tap(machine: &Machine, inside: &Tried<Inside>) -> Check {
     let id = "tap";
     let Tried::Yes(inside) = inside else { return fail(id, NEEDS_NAMESPACES.0, NEEDS_NAMESPACES.1) };
     match &inside.tap {
         Ok(_) => ok(id, "made one in a new network namespace"),
+        Err(why) if apparmor_restricts(machine) => fail(id, why.as_str(), apparmor_remedy()),
         Err(why) => fail(id, why.as_str(), "see tun-device; else a kernel with CONFIG_TUN, as Debian's is"),
     }
 }
