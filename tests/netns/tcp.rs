@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
 use crate::tools::{PATIENCE, any, ask_tcp, at, connect, expect_pattern, listen, reset, send_pattern, serve, tell_tcp};
-use crate::world::{HOST4, HOST6, INET4, INET6, World};
+use crate::world::{HOST4, HOST6, INET4, INET6, World, wait_for};
 
 /// The two families of every test here: (the server's address).
 const SERVERS: [IpAddr; 2] = [IpAddr::V4(INET4), IpAddr::V6(INET6)];
@@ -266,6 +266,43 @@ fn a_death_is_a_reset() {
         }
         let error = accepted.read(&mut [0; 8]).expect_err("the server took the cut for an end");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    });
+}
+
+/// The network process comes back with the same TAP and the same ports; what it had in hand is reset on both sides.
+#[test]
+fn a_network_process_that_dies_comes_back() {
+    World::run(|w| {
+        let guest = w.guest(&["-p", "7100:7100"]);
+        crate::tools::echo_tcp(&guest.ns, at([0; 4], 7100));
+        crate::tools::echo_tcp(&w.internet, at(INET4, 7101));
+        let mut open = vec![
+            ("inward", connect(&w.internet, at(HOST4, 7100)).unwrap()),
+            ("outward", connect(&guest.ns, at(INET4, 7101)).unwrap()),
+        ];
+        let mut byte = [0];
+        for (_, stream) in &mut open {
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut byte).unwrap();
+        }
+        let first = w.network_process(&guest).expect("a network process");
+        kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+        let mut second = None;
+        wait_for("another network process", Duration::from_secs(15), || {
+            second = w.network_process(&guest).filter(|&pid| pid != first);
+            second.is_some()
+        });
+        for (way, stream) in &mut open {
+            // The side that says something hears that nobody knows its connection any more.
+            let cut = stream.write_all(b"y").and_then(|()| stream.read_exact(&mut byte));
+            let error = cut.expect_err("the connection outlived the process that carried it");
+            assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{way}: {error}");
+        }
+        for (ns, to) in [(&w.internet, at(HOST4, 7100)), (&guest.ns, at(INET4, 7101))] {
+            let mut stream = connect(ns, to).unwrap_or_else(|e| panic!("{to} afterwards: {e}"));
+            stream.write_all(b"z").unwrap();
+            stream.read_exact(&mut byte).unwrap();
+        }
     });
 }
 

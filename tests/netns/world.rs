@@ -38,7 +38,7 @@ const SCRATCH: &str = "/mnt";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
 const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping mtr-tiny nginx-light \
-                        procps python3-minimal redis-server redis-tools traceroute udhcpc util-linux wrk";
+                        procps python3 redis-server redis-tools traceroute udhcpc util-linux wrk";
 
 /// Addresses of the stage.
 pub const HOST4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -416,20 +416,30 @@ impl World {
         pids().into_iter().filter(living).collect()
     }
 
-    /// All descriptors that the tapway processes hold now.
-    ///
-    /// The network process is not dumpable, so its list cannot be read; but since Linux 6.2 the size of the directory
-    /// is the number of its entries.
-    pub fn tapway_fds(&self) -> usize {
+    /// The network process of a sandbox: neither its monitor nor in the sandbox's network namespace.
+    pub fn network_process(&self, guest: &Guest) -> Option<i32> {
+        let here = fs::read_link("/proc/self/ns/net").expect("cannot read our own namespace");
+        let outside = |pid: &i32| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|link| link == here);
+        self.tapway_pids().into_iter().filter(|&pid| pid != guest.monitor.pid()).find(outside)
+    }
+
+    /// Sockets that the tapway processes hold now.
+    pub fn tapway_sockets(&self) -> usize {
         let count = |pid: i32| {
-            let path = format!("/proc/{pid}/fd");
-            let Ok(size) = fs::metadata(&path).map(|meta| meta.len()) else { return 0 };
-            let count = if size > 0 { size as usize } else { fs::read_dir(&path).map_or(0, Iterator::count) };
-            // 0: an old kernel would make every test of leaks pass. A process that has just ended has none.
-            let ended = fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
-            assert!(count > 0 || ended, "the descriptors of process {pid} cannot be counted: needs Linux 6.2");
-            count
+            let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+            let is_socket = |e: std::io::Result<fs::DirEntry>| {
+                e.ok()
+                    .and_then(|e| fs::read_link(e.path()).ok())
+                    .is_some_and(|l| l.to_string_lossy().starts_with("socket:"))
+            };
+            entries.map(is_socket).filter(|s| *s).count()
         };
+        self.tapway_pids().into_iter().map(count).sum()
+    }
+
+    /// All descriptors that the tapway processes hold now.
+    pub fn tapway_fds(&self) -> usize {
+        let count = |pid: i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         self.tapway_pids().into_iter().map(count).sum()
     }
 }
