@@ -10,16 +10,16 @@ use crate::world::{HOST4, INET4, INET6, Ns, World, wait_for};
 /// Connections in each state.
 const MANY: usize = 40;
 
-/// Waits until no more descriptors are open than before. TIME-WAIT inside the helper lasts 10 s (smoltcp).
+/// Waits until no more sockets are open than before. TIME-WAIT inside the helper lasts 10 s (smoltcp).
 fn settle(w: &World, before: usize, what: &str) {
     let mut now = 0;
     let fine = |now: &mut usize| {
-        *now = w.tapway_fds();
+        *now = w.sockets();
         *now <= before
     };
     let give_up = std::time::Instant::now() + Duration::from_secs(40);
     while !fine(&mut now) {
-        assert!(std::time::Instant::now() < give_up, "{what}: {now} descriptors, {before} before");
+        assert!(std::time::Instant::now() < give_up, "{what}: {now} sockets, {before} before");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -88,7 +88,7 @@ fn endings(w: &World, near: &Ns, server: SocketAddr, listener: &TcpListener) {
     // One connection first: buffers and tables that are kept for the next one are no leak.
     drop(pairs(near, server, listener));
     std::thread::sleep(Duration::from_secs(12));
-    let before = w.tapway_fds();
+    let before = w.sockets();
     for (_, end) in ENDINGS {
         for (client, accepted) in pairs(near, server, listener) {
             end(client, accepted);
@@ -144,7 +144,7 @@ fn unborn_flows_leave_nothing() {
         tell_tcp(&w.internet, at(INET4, 7000));
         drop(connect(&guest.ns, at(INET4, 7000)));
         std::thread::sleep(Duration::from_secs(12));
-        let before = w.tapway_fds();
+        let before = w.sockets();
         for _ in 0..MANY {
             assert!(connect(&guest.ns, at(INET4, 7001)).is_err());
             assert!(connect(&guest.ns, at([198, 51, 100, 66], 80)).is_err());
@@ -155,7 +155,7 @@ fn unborn_flows_leave_nothing() {
                 assert!(TcpStream::connect_timeout(&silent, Duration::from_millis(20)).is_err());
             });
         }
-        assert!(w.tapway_fds() > before, "the silent connects hold no socket, so this test shows nothing");
+        assert!(w.sockets() > before, "the silent connects hold no socket, so this test shows nothing");
         settle(w, before, "after flows that were never born");
     });
 }
@@ -169,7 +169,7 @@ fn a_killed_program_leaves_nothing() {
         crate::tools::echo_tcp(&w.internet, server);
         drop(connect(&guest.ns, server));
         std::thread::sleep(Duration::from_secs(12));
-        let before = w.tapway_fds();
+        let before = w.sockets();
         let script = format!(
             "import socket,time
 s = [socket.create_connection(('{}', {})) for _ in range(100)]
@@ -182,7 +182,7 @@ time.sleep(1000)",
         let mut program = guest.cmd(&["/usr/bin/python3", "-c", &script]).spawn();
         let mut word = [0; 5];
         program.child.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
-        assert!(w.tapway_fds() >= before + 100, "100 connections have no sockets");
+        assert!(w.sockets() >= before + 100, "100 connections have no sockets");
         // nsenter forked into the PID namespace: the program itself is its child.
         w.host.sh(&format!("pkill -KILL -P {} || kill -KILL {}", program.pid(), program.pid()));
         drop(program);
@@ -200,14 +200,14 @@ fn idle_datagrams_leave_nothing() {
         tell_udp(&w.internet, server);
         ask_udp(&guest.ns, any(server), server);
         let sockets: Vec<_> = (0..MANY).map(|_| udp(&guest.ns, any(server))).collect();
-        let before = w.tapway_fds();
+        let before = w.sockets();
         for socket in &sockets {
             guest.run(|| socket.connect(server)).unwrap();
             crate::tools::heard_udp(socket);
         }
-        assert!(w.tapway_fds() >= before + MANY, "the mappings hold no sockets, so this test shows nothing");
+        assert!(w.sockets() >= before + MANY, "the mappings hold no sockets, so this test shows nothing");
         drop(sockets);
-        wait_for("the mappings to be forgotten", Duration::from_secs(200), || w.tapway_fds() <= before);
+        wait_for("the mappings to be forgotten", Duration::from_secs(200), || w.sockets() <= before);
     });
 }
 

@@ -231,7 +231,7 @@ fn mappings_are_bounded() {
         let guest = w.guest::<&str>(&[]);
         let server = at(INET4, 7200);
         tell_udp(&w.internet, server);
-        let before = w.tapway_fds();
+        let before = w.sockets();
         guest.run(|| {
             for port in 20_000..26_000u16 {
                 let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
@@ -243,7 +243,7 @@ fn mappings_are_bounded() {
         });
         let (_, seen) = ask_udp(&guest.ns, any(server), server);
         assert_eq!(seen.ip(), IpAddr::V4(HOST4));
-        let grown = w.tapway_fds().saturating_sub(before);
+        let grown = w.sockets().saturating_sub(before);
         assert!(grown <= 4100, "{grown} sockets for one endpoint");
         assert!(grown >= 500, "only {grown} mappings lived");
     });
