@@ -21,7 +21,8 @@ use super::{FAILURE, Failure};
 use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
 use crate::network::{plan, publish, resolv};
 use crate::sandbox::inside::Setup;
-use crate::sandbox::monitor::{self, Maps, Plan};
+use crate::sandbox::mapping::Maps;
+use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::users::{self, Identity, UserChoice};
 use crate::sandbox::{files, host_dns, ports, state};
 use crate::sys;
@@ -144,7 +145,16 @@ impl Wanted {
         }
         let hostname = args.hostname.clone().unwrap_or_else(|| id.clone());
         check_hostname(&hostname)?;
-        let ipv6 = args.ipv6 == Switch::On;
+        // A kernel without IPv6 has no such directory. What was asked for by name is not dropped silently.
+        let ipv6_exists = Path::new("/proc/sys/net/ipv6").exists();
+        let ipv6 = args.ipv6 == Switch::On && ipv6_exists;
+        if args.ipv6 == Switch::On && !ipv6_exists {
+            if let Some(subnet) = args.subnet.iter().find(|subnet| subnet.contains("::")) {
+                let line = format!("subnet '{subnet}' cannot be had: this kernel has no IPv6; leave it out");
+                return Err(Failure { code: FAILURE, line });
+            }
+            tracing::info!("this kernel has no IPv6, so there is none inside");
+        }
         let mtu = plan::check_mtu(args.mtu, ipv6).map_err(|error| usage(&error))?;
         let (v4, v6) = check_subnets(&args.subnet, ipv6, subnet)?;
         let guest_mac = match &args.mac_address {

@@ -11,7 +11,7 @@
 //!
 //! - [`monitor`]: the event loop and the order of things;
 //! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
-//! - [`ports`], [`users`], [`host_dns`], [`state`]: what the monitor decides or binds;
+//! - [`ports`], [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`proto`]: what monitor and first process say to each other.
 //!
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
@@ -20,6 +20,7 @@
 pub mod files;
 pub mod host_dns;
 pub mod inside;
+pub mod mapping;
 pub mod monitor;
 pub mod netlink;
 pub mod ports;

@@ -11,7 +11,8 @@
 //!
 //! A network process that dies is replaced at once by one that gets the same TAP and listeners, of which the monitor
 //! keeps duplicates; [`MAX_DEATHS`] within [`DEATHS_WITHIN`] end the sandbox with an error. Signals that were sent to the
-//! monitor go to the command; those that the terminal sent went to the whole process group anyway.
+//! monitor go to the command; those that the terminal sent went to the whole process group anyway. When the command stops
+//! (Ctrl-Z, or by itself) the monitor stops, and for no other reason.
 //!
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
@@ -19,7 +20,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -33,8 +34,8 @@ use nix::unistd::Pid;
 
 use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::inside::{self, Setup};
+use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
-use super::users::{self, Range};
 use crate::api::attach::{self, AttachError, FromNetwork, MAX_FDS, ToNetwork, VERSION};
 use crate::network::config::{EndpointConfig, Listener};
 use crate::sys::spawn::{self, Forked};
@@ -51,8 +52,8 @@ const LEAVE_TIME: Duration = Duration::from_secs(2);
 /// costs milliseconds, which a short command should not pay.
 const WATCH_AFTER: Duration = Duration::from_millis(500);
 
-/// Signals that are passed on to the command.
-const FORWARDED: [Signal; 7] = [
+/// Signals that are passed on to the command if somebody sent them to us.
+const FORWARDED: [Signal; 9] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,
@@ -60,32 +61,13 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
 ];
 
-/// How the ids of the sandbox come about; see [`users`].
-#[derive(Clone, Debug)]
-pub enum Maps {
-    /// Written by the monitor itself: it has the capabilities, or they are one id each.
-    Direct {
-        /// uid map.
-        uids: Vec<Range>,
-        /// gid map.
-        gids: Vec<Range>,
-        /// setgroups(2) must be denied (the caller has no CAP_SETGID).
-        deny_setgroups: bool,
-    },
-    /// By newuidmap and newgidmap; where these fail, one id each.
-    Helpers {
-        /// uid map.
-        uids: Vec<Range>,
-        /// gid map.
-        gids: Vec<Range>,
-        /// uid map without helpers.
-        single_uid: Vec<Range>,
-        /// gid map without helpers.
-        single_gid: Vec<Range>,
-    },
-}
+/// Signals by which a terminal stops its background, and with it our process group: the command acts on them, and what
+/// it does we do ([`FromSandbox::Stopped`]).
+const IGNORED: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// Everything that was decided before the first process is started.
 #[derive(Debug)]
@@ -94,7 +76,7 @@ pub struct Plan {
     pub endpoint: EndpointConfig,
     /// What the first process does.
     pub setup: Setup,
-    /// Users.
+    /// Users; see `sandbox::users`.
     pub maps: Maps,
     /// Name servers given by the user; None follows the host.
     pub dns: Option<Vec<SocketAddr>>,
@@ -129,18 +111,9 @@ pub enum RunError {
         #[source]
         source: nix::Error,
     },
-    /// The maps. The kernel lets nobody map root who lacks CAP_SETFCAP (user_namespaces(7)).
-    #[error(
-        "cannot write the {what} of the sandbox{}",
-        if nix::unistd::geteuid().is_root() { "; root needs CAP_SETFCAP, CAP_SETUID and CAP_SETGID for it" } else { "" }
-    )]
-    Map {
-        /// Which file.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The maps.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// The first process said why.
     #[error("{0}")]
     Inside(String),
@@ -328,9 +301,21 @@ fn block_signals() -> Result<SignalFd, RunError> {
     // An ignored SIGCHLD would reap our children for us.
     spawn::default_signal(Signal::SIGCHLD);
     let mut set = SigSet::empty();
-    FORWARDED.into_iter().chain([Signal::SIGCHLD, Signal::SIGCONT]).for_each(|signal| set.add(signal));
+    FORWARDED.into_iter().chain(IGNORED).chain([Signal::SIGCHLD]).for_each(|signal| set.add(signal));
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(call("block signals"))?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(call("make a signalfd"))
+}
+
+/// Stops this process as Ctrl-Z would, until SIGCONT. (Where no shell could go on with it, in an orphaned process group,
+/// the kernel does not stop it.)
+fn stop() -> Result<(), RunError> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTSTP);
+    kill(Pid::this(), Signal::SIGTSTP).map_err(call("stop with the command"))?;
+    for how in [SigmaskHow::SIG_UNBLOCK, SigmaskHow::SIG_BLOCK] {
+        pthread_sigmask(how, Some(&set), None).map_err(call("stop with the command"))?;
+    }
+    Ok(())
 }
 
 fn connection() -> Result<(OwnedFd, OwnedFd), RunError> {
@@ -395,84 +380,10 @@ fn clone_hint() -> String {
     "user or network namespaces are not to be had here; `tapway doctor` tries out why".to_owned()
 }
 
-/// Writing the maps: begun when the first process exists, ended before it is told.
-enum Mapping<'a> {
-    Direct { uids: &'a [Range], gids: &'a [Range], deny_setgroups: bool },
-    Helpers { running: [Helper; 2], single_uid: &'a [Range], single_gid: &'a [Range] },
-}
-
-/// One of newuidmap and newgidmap, running or not to be had.
-struct Helper {
-    program: &'static str,
-    child: std::io::Result<std::process::Child>,
-}
-
-impl<'a> Mapping<'a> {
-    fn start(pid: Pid, maps: &'a Maps) -> Self {
-        match maps {
-            Maps::Direct { uids, gids, deny_setgroups } => Self::Direct { uids, gids, deny_setgroups: *deny_setgroups },
-            Maps::Helpers { uids, gids, single_uid, single_gid } => Self::Helpers {
-                running: [Helper::start("newuidmap", pid, uids), Helper::start("newgidmap", pid, gids)],
-                single_uid,
-                single_gid,
-            },
-        }
-    }
-
-    fn finish(self, pid: Pid) -> Result<(), RunError> {
-        let write = |what: &'static str, text: &str| {
-            std::fs::write(format!("/proc/{pid}/{what}"), text).map_err(|source| RunError::Map { what, source })
-        };
-        let (uids, gids, deny_setgroups) = match self {
-            Self::Direct { uids, gids, deny_setgroups } => (Some(uids), Some(gids), deny_setgroups),
-            Self::Helpers { running, single_uid, single_gid } => {
-                let [uid_done, gid_done] = running.map(Helper::finish);
-                ((!uid_done).then_some(single_uid), (!gid_done).then_some(single_gid), true)
-            }
-        };
-        if let Some(gids) = gids {
-            if deny_setgroups {
-                write("setgroups", "deny")?;
-            }
-            write("gid_map", &users::render(gids))?;
-        }
-        uids.map_or(Ok(()), |uids| write("uid_map", &users::render(uids)))
-    }
-}
-
-impl Helper {
-    fn start(program: &'static str, pid: Pid, map: &[Range]) -> Self {
-        let mut command = Command::new(program);
-        command.arg(pid.to_string());
-        for range in map {
-            command.args([range.inside.to_string(), range.outside.to_string(), range.count.to_string()]);
-        }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        Self { program, child }
-    }
-
-    /// True if the map is written.
-    fn finish(self) -> bool {
-        let program = self.program;
-        match self.child.and_then(std::process::Child::wait_with_output) {
-            Ok(output) if output.status.success() => true,
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
-                tracing::info!("{program} refused, so only one user exists inside: {said}");
-                false
-            }
-            Err(error) => {
-                tracing::info!("cannot run {program}, so only one user exists inside: {error}");
-                false
-            }
-        }
-    }
-}
-
 impl Monitor {
     /// Up to the first process having its maps; it makes the TAP meanwhile.
     fn begin(&mut self, mapping: Mapping<'_>) -> Result<(), RunError> {
-        let tap = self.handle_sandbox(false);
+        let tap = self.handle_sandbox();
         // Also after a failure: helpers are waited for.
         let mapped = mapping.finish(self.init.pid);
         tap?;
@@ -502,8 +413,10 @@ impl Monitor {
             let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
             let [signalled, sandbox, network] = [ready[0], ready[1], ready[2]];
             let watched = ready.get(3).copied().unwrap_or(happened == 0 || self.watcher.is_none());
-            let resumed = signalled && self.handle_signals(signals)?;
-            if sandbox && let Some(code) = self.handle_sandbox(resumed)? {
+            if signalled {
+                self.handle_signals(signals)?;
+            }
+            if sandbox && let Some(code) = self.handle_sandbox()? {
                 return Ok(code);
             }
             if network {
@@ -515,31 +428,25 @@ impl Monitor {
         }
     }
 
-    /// True if the monitor was stopped and goes on.
-    fn handle_signals(&mut self, signals: &SignalFd) -> Result<bool, RunError> {
-        let mut resumed = false;
+    fn handle_signals(&mut self, signals: &SignalFd) -> Result<(), RunError> {
         while let Ok(Some(info)) = signals.read_signal() {
             let Ok(signal) = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL).and_then(Signal::try_from) else {
                 continue;
             };
+            // What the terminal sends goes to the whole process group, the command with us.
+            let from_terminal = info.ssi_code == libc::SI_KERNEL && self.plan.shares_terminal;
             match signal {
                 // Ends show on the connections, after the last words.
-                Signal::SIGCHLD => {}
-                Signal::SIGCONT => {
-                    resumed = true;
-                    self.tell(&ToSandbox::Signal(signal as i32))?;
+                Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU => {}
+                _ if from_terminal && self.gone => {}
+                _ if self.gone => self.tell(&ToSandbox::Signal(signal as i32))?,
+                Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT => {
+                    return Err(RunError::Interrupted(signal));
                 }
-                _ if self.gone => {
-                    let from_terminal = info.ssi_code == libc::SI_KERNEL;
-                    if !(from_terminal && self.plan.shares_terminal) {
-                        self.tell(&ToSandbox::Signal(signal as i32))?;
-                    }
-                }
-                Signal::SIGWINCH | Signal::SIGUSR1 | Signal::SIGUSR2 => {}
-                _ => return Err(RunError::Interrupted(signal)),
+                _ => {}
             }
         }
-        Ok(resumed)
+        Ok(())
     }
 
     fn tell(&self, message: &ToSandbox) -> Result<(), RunError> {
@@ -547,7 +454,7 @@ impl Monitor {
     }
 
     /// One message of the first process; the exit code if it is the last.
-    fn handle_sandbox(&mut self, resumed: bool) -> Result<Option<u8>, RunError> {
+    fn handle_sandbox(&mut self) -> Result<Option<u8>, RunError> {
         let (message, mut fds) = match attach::recv::<FromSandbox>(&self.sandbox) {
             Ok(got) => got,
             Err(AttachError::Closed) => {
@@ -579,9 +486,9 @@ impl Monitor {
                 self.go_if_ready()?;
             }
             FromSandbox::Stopped => {
-                // With a shared terminal the shell that started us should see a stopped job, unless the news is old.
-                if self.plan.shares_terminal && !resumed {
-                    kill(Pid::this(), Signal::SIGSTOP).map_err(call("stop with the command"))?;
+                // With a shared terminal the shell that started us is to see a stopped job.
+                if self.plan.shares_terminal {
+                    stop()?;
                 }
             }
             FromSandbox::NoCommand { errno } => {

@@ -118,6 +118,22 @@ fn proc_and_sys_are_of_the_sandbox() {
 }
 
 #[test]
+fn where_the_kernel_keeps_proc_and_sys_from_us_the_old_ones_stay() {
+    let stage = Stage::new();
+    // As in a container: parts of both are covered, so neither may be mounted anew, and the sysctls are read-only.
+    let mask = "mount -t tmpfs none /proc/bus; mount -t tmpfs none /sys/firmware; \
+                mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys;";
+    let command = "sh -c 'echo $$; ip -br link show eth0 | cut -d\" \" -f1; cat /etc/resolv.conf; ping -c1 -W5 10.0.2.2 >/dev/null'";
+    let ended = stage.script(&format!("{mask} user tapway run {command}"));
+    assert!(ended.ok().starts_with("2\neth0\n"), "{ended:?}");
+    assert_ours(&ended.stdout, "masked");
+    let ended = stage.script(&format!("{mask} user tapway run -v true"));
+    for note in ["/proc inside is the host's", "/sys inside still shows", "net.ipv4.ping_group_range inside"] {
+        assert!(ended.code == 0 && ended.stderr.contains(note), "{note}: {ended:?}");
+    }
+}
+
+#[test]
 fn tapways_own_directories_are_hidden() {
     let stage = Stage::new();
     let state = stage.dir().join(".local/state/tapway");

@@ -133,3 +133,23 @@ fn the_terminal_is_read_and_shared_with_a_pipeline() {
     terminal.keys("\x04");
     terminal.expect("got hello\r\n");
 }
+
+#[test]
+fn a_background_job_that_reads_the_terminal_stops() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run cat &\n");
+    terminal.expect("$ ");
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.keys("\n");
+    terminal.expect("Stopped");
+    terminal.expect("$ ");
+    terminal.keys("fg\n");
+    terminal.expect("run cat\r\n");
+    terminal.keys("hello\n");
+    terminal.expect("hello\r\nhello\r\n");
+    terminal.keys("\x04");
+    terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=0\r\n");
+}
