@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 
 use super::run_args::{RunArgs, Switch};
@@ -37,6 +38,7 @@ const DNS_PORT: u16 = 53;
 pub fn main(args: RunArgs) -> Result<u8, Failure> {
     crate::telemetry::init(args.verbose, args.log_format);
     let wanted = Wanted::check(&args)?;
+    let descriptor_limit = raise_descriptor_limit();
     let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
@@ -72,6 +74,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
             ping_groups: wanted.ping_groups,
             own_group: !shares_terminal,
             signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
+            descriptor_limit,
             command: wanted.command,
         },
         maps: wanted.maps,
@@ -420,6 +423,15 @@ fn ping_groups(gids: &[users::Range], own: u32) -> (u32, u32) {
         .map_or(own, |range| range.inside.saturating_add(range.count - 1))
         .min(i32::MAX as u32);
     if first <= last { (first, last) } else { (own, own) }
+}
+
+/// Raises our soft limit on open descriptors to the hard one: a published port costs two, and the network process, which
+/// inherits the limit, one for each flow. What it was, for the command.
+fn raise_descriptor_limit() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    // Where it is refused we live with less, as anybody would.
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
 }
 
 fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {

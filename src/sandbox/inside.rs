@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -71,6 +72,8 @@ pub struct Setup {
     pub own_group: bool,
     /// Signals that the caller had blocked, and so the command.
     pub signal_mask: SigSet,
+    /// The caller's limits on open descriptors, soft and hard, which the monitor may have raised for itself.
+    pub descriptor_limit: Option<(u64, u64)>,
     /// Program and arguments.
     pub command: Vec<CString>,
 }
@@ -246,6 +249,9 @@ fn execute(setup: &Setup) -> Errno {
             setgroups(&[gid])?;
             setresgid(gid, gid, gid)?;
             setresuid(uid, uid, uid)?;
+        }
+        if let Some((soft, hard)) = setup.descriptor_limit {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
         }
         spawn::cloexec_all();
         spawn::default_signal(Signal::SIGPIPE);

@@ -90,3 +90,15 @@ fn a_port_is_free_again_at_the_end() {
     }
     wait_for("the port", || TcpListener::bind(("0.0.0.0", port)).is_ok());
 }
+
+#[test]
+fn more_ports_than_the_soft_limit_has_descriptors() {
+    let stage = Stage::new();
+    let mut command = stage.as_user("sh");
+    // 600 ports in two families; the command has the caller's limit all the same.
+    command.args(["-c", "ulimit -Sn 1024; exec \"$TAPWAY\" run -p 1-600 sh -c 'ulimit -Sn; ulimit -Hn'"]);
+    let output = command.output().unwrap();
+    let hard = stage.as_user("sh").args(["-c", "ulimit -Hn"]).output().unwrap().stdout;
+    let expected = format!("1024\n{}", String::from_utf8(hard).unwrap());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
+}
