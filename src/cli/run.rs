@@ -54,6 +54,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
     .map_err(state_error)?;
     let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
     let shares_terminal = std::fs::File::open("/dev/tty").is_ok();
+    let foreground = shares_terminal && is_interactive();
     let hosts = files::hosts_text(&wanted.hostname, Some(&wanted.v4), wanted.v6.as_ref(), &wanted.add_host);
     let mut resolvers = vec![IpAddr::V4(wanted.v4.dns)];
     resolvers.extend(wanted.v6.map(|plan| IpAddr::V6(plan.dns)));
@@ -72,7 +73,8 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
             identity: wanted.identity,
             switch_user: wanted.switch_user,
             ping_groups: wanted.ping_groups,
-            own_group: !shares_terminal,
+            own_group: !shares_terminal || foreground,
+            foreground,
             signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
             descriptor_limit,
             command: wanted.command,
@@ -453,6 +455,15 @@ fn state_dir() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(base.join("tapway"))
+}
+
+/// Whether the command is to have the terminal for itself, as an interactive shell expects: it reads it, writes it, and it
+/// is ours to give. In a pipeline it is not: the others need the terminal as well.
+fn is_interactive() -> bool {
+    use std::io::IsTerminal;
+    std::io::stdin().is_terminal()
+        && std::io::stdout().is_terminal()
+        && nix::unistd::tcgetpgrp(std::io::stdin()) == Ok(nix::unistd::getpgrp())
 }
 
 #[cfg(test)]

@@ -20,10 +20,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Gid, Pid, Uid, execvp, pipe2, read, setgroups, sethostname, setpgid, setresgid, setresuid, write};
+use nix::unistd::{
+    Gid, Pid, Uid, execvp, getpid, pipe2, read, setgroups, sethostname, setpgid, setresgid, setresuid, tcsetpgrp, write,
+};
 
 use super::files::{self, Files, FilesError};
 use super::netlink::{self, NetlinkError};
@@ -68,8 +70,10 @@ pub struct Setup {
     pub switch_user: bool,
     /// First and last group that may open ping sockets inside: as many as are mapped.
     pub ping_groups: (u32, u32),
-    /// The command gets a process group of its own (there is no terminal to share).
+    /// The command gets a process group of its own (there is no terminal to share, or it is to have it for itself).
     pub own_group: bool,
+    /// That group is the terminal's foreground, with the terminal as its standard input.
+    pub foreground: bool,
     /// Signals that the caller had blocked, and so the command.
     pub signal_mask: SigSet,
     /// The caller's limits on open descriptors, soft and hard, which the monitor may have raised for itself.
@@ -202,7 +206,7 @@ fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideE
             return Ok(());
         }
     };
-    let code = stand_by(conn, &signals, command, files);
+    let code = stand_by(conn, &signals, command, setup.own_group, files);
     if !setup.own_pids {
         kill_children();
     }
@@ -244,6 +248,10 @@ fn execute(setup: &Setup) -> Errno {
         if setup.own_group {
             setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         }
+        if setup.foreground {
+            // SIGTTOU, which a background group gets for this, is still blocked.
+            tcsetpgrp(std::io::stdin(), getpid())?;
+        }
         if setup.switch_user {
             let (uid, gid) = (Uid::from_raw(setup.identity.uid), Gid::from_raw(setup.identity.gid));
             setgroups(&[gid])?;
@@ -280,7 +288,13 @@ fn is_found(program: &CStr) -> bool {
 }
 
 /// Reaps and forwards until the command ends; its exit code.
-fn stand_by(conn: &OwnedFd, signals: &SignalFd, command: Pid, files: &Files) -> Result<u8, InsideError> {
+fn stand_by(
+    conn: &OwnedFd,
+    signals: &SignalFd,
+    command: Pid,
+    own_group: bool,
+    files: &Files,
+) -> Result<u8, InsideError> {
     loop {
         let mut fds = [readable(conn.as_fd()), readable(signals.as_fd())];
         match poll(&mut fds, PollTimeout::NONE) {
@@ -298,9 +312,14 @@ fn stand_by(conn: &OwnedFd, signals: &SignalFd, command: Pid, files: &Files) -> 
             match attach::recv::<ToSandbox>(conn)?.0 {
                 ToSandbox::Signal(number) => {
                     if let Ok(signal) = Signal::try_from(number) {
+                        // Ctrl-Z has stopped the whole group, so the whole group goes on.
+                        let whole = own_group && signal == Signal::SIGCONT;
                         // ESRCH: it has just ended, as SIGCHLD will tell.
-                        let _ = kill(command, signal);
+                        let _ = if whole { killpg(command, signal) } else { kill(command, signal) };
                     }
+                }
+                ToSandbox::Foreground => {
+                    let _ = tcsetpgrp(std::io::stdin(), command);
                 }
                 ToSandbox::Files => {
                     if let Err(error) = files.put_back() {

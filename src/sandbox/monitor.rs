@@ -30,7 +30,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::inside::{self, Setup};
@@ -244,6 +244,8 @@ struct Monitor {
     watcher: Option<Watcher>,
     prepared: bool,
     gone: bool,
+    /// The command's process group is the terminal's foreground.
+    lent_terminal: bool,
 }
 
 /// What the watcher looks for beside resolv.conf.
@@ -274,8 +276,11 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         watcher: None,
         prepared: false,
         gone: false,
+        lent_terminal: false,
     };
+    monitor.lent_terminal = monitor.plan.setup.foreground;
     let result = monitor.begin(mapping).and_then(|()| monitor.serve(&signals));
+    monitor.take_terminal();
     // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
     // as does that of the watch), so it is left to the network process, and runs while we close the rest.
     let Monitor { sandbox, init, network: Network { conn, child, .. }, tap, plan, watcher, .. } = monitor;
@@ -433,18 +438,40 @@ impl Monitor {
             let Ok(signal) = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL).and_then(Signal::try_from) else {
                 continue;
             };
-            // What the terminal sends goes to the whole process group, the command with us.
-            let from_terminal = info.ssi_code == libc::SI_KERNEL && self.plan.shares_terminal;
+            // What the terminal sends goes to the whole process group: the command with us, unless it has its own.
+            let from_terminal =
+                info.ssi_code == libc::SI_KERNEL && self.plan.shares_terminal && !self.plan.setup.own_group;
             match signal {
                 // Ends show on the connections, after the last words.
                 Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU => {}
                 _ if from_terminal && self.gone => {}
+                Signal::SIGCONT if self.gone => {
+                    self.lend_terminal()?;
+                    self.tell(&ToSandbox::Signal(signal as i32))?;
+                }
                 _ if self.gone => self.tell(&ToSandbox::Signal(signal as i32))?,
                 Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT => {
                     return Err(RunError::Interrupted(signal));
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Makes our group the terminal's foreground again, if the command's is.
+    fn take_terminal(&mut self) {
+        if std::mem::take(&mut self.lent_terminal) {
+            // SIGTTOU is blocked. A terminal that is gone needs no owner.
+            let _ = tcsetpgrp(std::io::stdin(), getpgrp());
+        }
+    }
+
+    /// Makes the command's group the foreground, if a shell has made ours so.
+    fn lend_terminal(&mut self) -> Result<(), RunError> {
+        if self.plan.setup.foreground && tcgetpgrp(std::io::stdin()) == Ok(getpgrp()) {
+            self.lent_terminal = true;
+            self.tell(&ToSandbox::Foreground)?;
         }
         Ok(())
     }
@@ -488,6 +515,7 @@ impl Monitor {
             FromSandbox::Stopped => {
                 // With a shared terminal the shell that started us is to see a stopped job.
                 if self.plan.shares_terminal {
+                    self.take_terminal();
                     stop()?;
                 }
             }

@@ -63,6 +63,8 @@ pub enum ToSandbox {
     Go,
     /// Send the command this signal.
     Signal(i32),
+    /// The terminal is ours again: give it to the command.
+    Foreground,
     /// The host's /etc changed: put back our files where they were lost.
     Files,
 }

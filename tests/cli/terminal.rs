@@ -90,7 +90,7 @@ fn interrupt_stop_and_go_on() {
 fn a_shell_inside_has_job_control_of_its_own() {
     let stage = Stage::new();
     let mut terminal = Terminal::new(&stage);
-    terminal.keys("\"$TAPWAY\" run env PS1='in$ ' bash --norc --noprofile -i\n");
+    terminal.keys("\"$TAPWAY\" run env PS1=in'$ ' bash --norc --noprofile -i\n");
     terminal.expect("in$ ");
     terminal.keys("sleep 60\n");
     std::thread::sleep(Duration::from_millis(300));
@@ -150,6 +150,42 @@ fn a_background_job_that_reads_the_terminal_stops() {
     terminal.expect("hello\r\nhello\r\n");
     terminal.keys("\x04");
     terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=0\r\n");
+}
+
+#[test]
+fn a_plain_sh_ends_as_it_says() {
+    // dash gives the terminal back to the group that it found in the foreground; that group must exist in its PID namespace.
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run env PS1=in'$ ' sh -i\n");
+    terminal.expect("in$ ");
+    terminal.keys("exit 3\n");
+    terminal.expect("exit 3\r\n");
+    terminal.expect("$ ");
+    terminal.keys("echo code=$?\n");
+    terminal.expect("code=3\r\n");
+}
+
+#[test]
+fn a_stopped_job_goes_on_in_the_background_and_comes_back() {
+    let stage = Stage::new();
+    let mut terminal = Terminal::new(&stage);
+    terminal.keys("\"$TAPWAY\" run sh -c 'echo u\"\"p; read line; echo got $line'\n");
+    terminal.expect("up\r\n");
+    terminal.keys("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect("$ ");
+    // It wants the terminal, which is the shell's: it stops again, and the shell still works.
+    terminal.keys("bg\n");
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.keys("echo still\"\" here\n");
+    terminal.expect("still here\r\n");
+    terminal.keys("fg\n");
+    std::thread::sleep(Duration::from_millis(300));
+    terminal.keys("word\n");
+    terminal.expect("got word\r\n");
     terminal.keys("echo code=$?\n");
     terminal.expect("code=0\r\n");
 }
