@@ -108,6 +108,8 @@ impl Engine {
     /// Runs for ever; only an error of epoll itself, or the TAP's end, returns.
     pub fn run(mut self) -> Result<(), RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
+        // A frame that comes alone is served alone: its bytes leave before we look for another one that seldom is there.
+        let mut tap_was_ready = false;
         loop {
             let timeout = self.timeout();
             let ready = match self.sockets.epoll.wait(&mut events, timeout) {
@@ -129,8 +131,9 @@ impl Engine {
                     None => {}
                 }
             }
+            let frames = if std::mem::replace(&mut tap_was_ready, tap) { FRAME_BUDGET } else { 1 };
             if tap {
-                self.read_tap(now)?;
+                self.read_tap(frames, now)?;
                 if self.tap_gone {
                     tracing::info!("the TAP is gone: leaving");
                     return Ok(());
@@ -167,9 +170,9 @@ impl Engine {
         }
     }
 
-    fn read_tap(&mut self, now: Instant) -> Result<(), RuntimeError> {
+    fn read_tap(&mut self, frames: usize, now: Instant) -> Result<(), RuntimeError> {
         let mut bytes = 0;
-        for _ in 0..FRAME_BUDGET {
+        for _ in 0..frames {
             match self.sockets.tap.read(&mut self.frame) {
                 Ok(Read::Frame(len)) => {
                     bytes += len;

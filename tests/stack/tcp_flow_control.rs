@@ -3,7 +3,7 @@
 use smoltcp::time::Duration;
 use tapway::network::config::Offloads;
 use tapway::stack::Limits;
-use tapway::stack::tcp::TcpLimits;
+use tapway::stack::tcp::{ACK_DELAY, TcpLimits};
 use tapway::stack::verdict::DropReason;
 
 use crate::sim::*;
@@ -199,12 +199,38 @@ fn never_more_than_the_guests_window() {
 }
 
 #[test]
+fn the_acknowledgement_of_a_request_travels_with_its_answer() {
+    let mut world = World::new();
+    let mut conn = Conn::out(&mut world, Family::V4);
+    let flow = conn.open(&mut world);
+    for _ in 0..3 {
+        conn.push(&mut world, ACK | PSH, b"ping");
+        world.silent();
+        world.host_sends(flow, b"pong");
+        let answer = world.segment();
+        assert_eq!((answer.ack, answer.payload.as_slice()), (conn.seq, &b"pong"[..]));
+        conn.ack = answer.end();
+    }
+    // A second segment before an answer is acknowledged at once.
+    conn.push(&mut world, ACK | PSH, b"one");
+    world.silent();
+    conn.push(&mut world, ACK | PSH, b"two");
+    assert_eq!(world.segment().ack, conn.seq);
+    // And a lone one after the delay.
+    conn.push(&mut world, ACK | PSH, b"three");
+    world.silent();
+    world.pass(ACK_DELAY);
+    assert_eq!(world.segment().ack, conn.seq);
+}
+
+#[test]
 fn a_keepalive_probe_is_answered_and_passed_on() {
     for octets in [&b""[..], b"\0"] {
         let mut world = World::new();
         let mut conn = Conn::out(&mut world, Family::V4);
         let flow = conn.open(&mut world);
         conn.push(&mut world, ACK | PSH, b"hello");
+        world.pass(ACK_DELAY);
         conn.take(&mut world);
         assert!(!world.host(flow).keepalive);
         let mut probe = conn.seg(ACK, octets);

@@ -2,7 +2,7 @@
 
 use smoltcp::time::Duration;
 use tapway::stack::Limits;
-use tapway::stack::tcp::{ConnectFailure, GIVE_UP, TcpLimits, TcpTarget};
+use tapway::stack::tcp::{ACK_DELAY, ConnectFailure, GIVE_UP, TcpLimits, TcpTarget};
 use tapway::stack::verdict::DropReason;
 use tapway::wire::icmp_error::IcmpError;
 
@@ -26,8 +26,10 @@ fn accepted_and_closed_by_the_guest() {
         world.silent();
 
         conn.push(&mut world, ACK | PSH, b"GET / HTTP/1.0\r\n\r\n");
+        world.silent();
+        world.pass(ACK_DELAY);
         let ack = world.segment();
-        assert_eq!((ack.flags, ack.seq, ack.ack), (ACK, conn.ack, conn.seq), "acknowledged at once");
+        assert_eq!((ack.flags, ack.seq, ack.ack), (ACK, conn.ack, conn.seq), "no answer comes in time");
         assert_eq!(world.host(flow).received, b"GET / HTTP/1.0\r\n\r\n");
         world.host_sends(flow, b"200 OK");
         assert_eq!(conn.take(&mut world), (b"200 OK".to_vec(), false));

@@ -48,7 +48,7 @@ use crate::stack::deadline::Deadlines;
 use crate::stack::flow::FlowKey;
 use crate::stack::verdict::DropReason;
 use crate::wire::icmp_error::IcmpError;
-use crate::wire::tcp_segment::{self, ACK, RST, SYN, Segment};
+use crate::wire::tcp_segment::{self, ACK, FIN, PSH, RST, SYN, Segment};
 use isn::IsnClock;
 use port::{Port, Wire};
 use rings::{FlowSocket, RingPool};
@@ -58,6 +58,10 @@ use rings::{FlowSocket, RingPool};
 pub const GIVE_UP: Duration = Duration::from_secs(924);
 /// Longest wait for the guest's part of a handshake: Linux's tcp_syn_retries of 6 comes to 127 s (same source).
 pub const HANDSHAKE: Duration = Duration::from_secs(127);
+/// How long the acknowledgement of one small segment waits for an answer to travel with. Far below the 40 ms of Linux
+/// (TCP_DELACK_MIN) and the 500 ms of RFC 9293, section 3.8.6.3; measured to save a frame per request and 4 to 8 µs of a
+/// 70 µs round trip, while a guest that waits for the acknowledgement itself (Nagle) waits no longer than this.
+pub const ACK_DELAY: Duration = Duration::from_millis(1);
 /// How long smoltcp may ask to be called "now" before we believe it less often.
 const MIN_RECHECK: Duration = Duration::from_millis(1);
 
@@ -164,6 +168,8 @@ struct TcpFlow {
     guest_finished: bool,
     /// The guest or we have reset it.
     reset: bool,
+    /// One small segment has come and its acknowledgement may wait.
+    ack_may_wait: bool,
     /// In TIME-WAIT with bytes left for the host: smoltcp must not run its timer, which would empty the ring.
     lingering: bool,
     dirty: bool,
@@ -194,6 +200,17 @@ impl TcpFlow {
             self.closed = true;
             tcp.close();
         }
+    }
+
+    /// There is nothing else to say to the guest, nothing has been lost, and its window is open.
+    fn owes_only_an_ack(&self) -> bool {
+        let tcp = self.socket.get();
+        self.phase == Phase::Open
+            && tcp.state() == State::Established
+            && tcp.send_queue() == 0
+            && tcp.recv_queue() == 0
+            && !self.host_finished
+            && self.wire.window_of_guest > 0
     }
 
     /// Resets the guest's side; the RST leaves with the next egress.
@@ -381,6 +398,13 @@ impl Tcp {
         }
         mark(&mut self.dirty, id, flow);
         let is_reset = segment.has(RST);
+        // In order, and nothing before it waits: a second one gets its acknowledgement at once, as RFC 9293 wants.
+        let payload = segment.payload_len();
+        flow.ack_may_wait = payload > 0
+            && payload < usize::from(flow.wire.mss)
+            && segment.has(PSH)
+            && segment.flags() & (SYN | FIN | RST) == 0
+            && segment.seq() == flow.wire.acked_to_guest;
         let TcpFlow { socket, wire, key, .. } = flow;
         let mut port = Port { rx: Some(packet), wire, key, isn: &self.isn, composer, out, now };
         self.iface.poll_ingress_single(now, &mut port, &mut socket.set);
@@ -479,6 +503,10 @@ impl Tcp {
         let Some(flow) = self.flows.get_mut(id) else { return };
         // While the SYN-ACK is held back poll_at says "now": do not believe it, and there is nothing to send.
         if flow.phase == Phase::Connecting {
+            return;
+        }
+        if std::mem::take(&mut flow.ack_may_wait) && flow.owes_only_an_ack() {
+            self.deadlines.arm(id, now + ACK_DELAY, &mut flow.armed);
             return;
         }
         let lingering = flow.lingering;
