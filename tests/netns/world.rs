@@ -529,7 +529,8 @@ fn outer(name: &str) {
         need(program);
     }
     let (test, tapway) = executables();
-    let mut argv = vec!["timeout".to_owned(), "-k".into(), "5".into(), TEST_LIMIT.to_string()];
+    let limit = if long() { TEST_LIMIT * 4 } else { TEST_LIMIT };
+    let mut argv = vec!["timeout".to_owned(), "-k".into(), "5".into(), limit.to_string()];
     if nix::unistd::geteuid().is_root() {
         let (uid, gid) = ordinary_user();
         argv.extend(["setpriv".to_owned(), format!("--reuid={uid}"), format!("--regid={gid}")]);
