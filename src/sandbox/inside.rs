@@ -206,6 +206,7 @@ fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideE
             return Ok(());
         }
     };
+    crate::sys::memory::drop_text();
     let code = stand_by(conn, &signals, command, setup.own_group, files);
     if !setup.own_pids {
         kill_children();

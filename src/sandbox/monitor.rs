@@ -427,8 +427,13 @@ impl Monitor {
             if network {
                 self.handle_network()?;
             }
+            let first = self.watcher.is_none();
             if watched && self.is_host_changed() {
                 self.handle_host_files()?;
+            }
+            if first && self.watcher.is_some() {
+                // Everything is under way: from here on there is little to do but wait.
+                crate::sys::memory::drop_text();
             }
         }
     }
