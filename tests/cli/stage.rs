@@ -98,6 +98,7 @@ pub struct Stage {
 
 impl Stage {
     pub fn new() -> Self {
+        heed_signals();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(format!("tapway-cli-{mark}"));
@@ -284,4 +285,11 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Undoes what the caller of the tests ignores (nohup, a shell's background job): a shell cannot trap what it was born
+/// ignoring, and tapway rightly hands it on.
+fn heed_signals() {
+    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().for_each(tapway::sys::spawn::default_signal);
 }
