@@ -98,8 +98,8 @@ pub struct Stage {
 
 impl Stage {
     pub fn new() -> Self {
-        heed_signals();
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        heed_signals();
         let mark = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(format!("tapway-cli-{mark}"));
         DirBuilder::new().mode(0o700).create(&dir).unwrap();
