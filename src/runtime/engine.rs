@@ -69,6 +69,8 @@ pub struct Engine {
     addresses_at: Option<Instant>,
     resting_until: Option<Instant>,
     tap_gone: bool,
+    /// Drops of every reason when they were last told.
+    drops_told: u64,
 }
 
 /// Sets both planes up; nothing of the guest is read yet. `conn` is the attach connection, for the control plane.
@@ -96,6 +98,7 @@ pub fn build(attached: Attached, conn: OwnedFd) -> Result<(Engine, Control), Run
         addresses_at: None,
         resting_until: None,
         tap_gone: false,
+        drops_told: 0,
     };
     Ok((engine, Control { conn, dns, queries: queries_out, answers, wake }))
 }
@@ -118,7 +121,7 @@ impl Engine {
                 Err(errno) => return Err(system("wait for events")(errno)),
             };
             let now = self.now();
-            self.refresh_addresses(now);
+            self.refresh(now);
             let mut tap = false;
             for event in &events[..ready] {
                 match Token::decode(event.data()) {
@@ -157,9 +160,11 @@ impl Engine {
         EpollTimeout::try_from(wait.as_micros().div_ceil(1000) as u64 as i32).unwrap_or(EpollTimeout::NONE)
     }
 
-    fn refresh_addresses(&mut self, now: Instant) {
+    /// What is done now and then while there is traffic, at most once a second.
+    fn refresh(&mut self, now: Instant) {
         if self.addresses_at.is_none_or(|at| now >= at + ADDRESS_AGE.into()) {
             self.addresses_at = Some(now);
+            self.tell_drops();
             self.stack.set_host_addresses(address::default_v4(), address::default_v6());
         }
         if self.resting_until.is_some_and(|at| at <= now) {
@@ -167,6 +172,19 @@ impl Engine {
             for index in 0..self.sockets.listeners.len() {
                 self.sockets.pause_listener(index, false);
             }
+        }
+    }
+
+    /// With `-v`: what has been dropped so far, by reason, whenever that has changed.
+    fn tell_drops(&mut self) {
+        if !tracing::enabled!(tracing::Level::INFO) {
+            return;
+        }
+        let total = self.stack.drops().iter().map(|(_, n)| n).sum();
+        if std::mem::replace(&mut self.drops_told, total) != total {
+            let text: Vec<String> =
+                self.stack.drops().iter().map(|(reason, n)| format!("{} {n}", reason.name())).collect();
+            tracing::info!("dropped so far: {}", text.join(", "));
         }
     }
 
