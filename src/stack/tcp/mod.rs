@@ -183,6 +183,28 @@ struct TcpFlow {
 }
 
 impl TcpFlow {
+    fn new(key: FlowKey, socket: FlowSocket, wire: Wire, phase: Phase, now: Instant) -> Self {
+        Self {
+            key,
+            socket,
+            wire,
+            phase,
+            guest_isn: 0,
+            host_finished: false,
+            closed: false,
+            guest_finished: false,
+            reset: false,
+            ack_may_wait: false,
+            lingering: false,
+            dirty: false,
+            since: now,
+            heard: now,
+            owing: false,
+            overdue: false,
+            armed: None,
+        }
+    }
+
     /// The guest owes an acknowledgement, of data or of our FIN.
     fn owed(&self) -> bool {
         let tcp = self.socket.get();

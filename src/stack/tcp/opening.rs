@@ -79,25 +79,10 @@ impl Tcp {
             self.rings.give_back(socket, 0);
             return Err(DropReason::Malformed);
         }
-        let id = self.insert(TcpFlow {
-            key,
-            socket,
-            wire,
-            phase: Phase::Connecting,
-            guest_isn,
-            host_finished: false,
-            closed: false,
-            guest_finished: false,
-            reset: false,
-            ack_may_wait: false,
-            lingering: false,
-            dirty: false,
-            since: now,
-            heard: now,
-            owing: false,
-            overdue: false,
-            armed: None,
-        });
+        let id = self.insert(TcpFlow::new(key, socket, wire, Phase::Connecting, now));
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.guest_isn = guest_isn;
+        }
         self.opening.push_back(id);
         self.opening_now += 1;
         // Entries of flows that are answered leave the queue when they reach its front; keep it from growing beyond.
@@ -196,25 +181,9 @@ impl Tcp {
             self.rings.give_back(socket, 0);
             return Err(DropReason::Malformed);
         }
-        let id = self.insert(TcpFlow {
-            key,
-            socket,
-            wire: Wire { mss: u16::MAX, ..Wire::default() },
-            phase: Phase::Handshake,
-            guest_isn: 0,
-            host_finished: false,
-            closed: false,
-            guest_finished: false,
-            reset: false,
-            ack_may_wait: false,
-            lingering: false,
-            dirty: false,
-            since: now,
-            heard: now,
-            owing: false,
-            overdue: false,
-            armed: None,
-        });
+        // The guest's SYN-ACK tells its segment size.
+        let wire = Wire { mss: u16::MAX, ..Wire::default() };
+        let id = self.insert(TcpFlow::new(key, socket, wire, Phase::Handshake, now));
         if let Some(flow) = self.flows.get_mut(id) {
             mark(&mut self.dirty, id, flow);
         }
