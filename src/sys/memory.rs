@@ -15,7 +15,7 @@ pub fn return_large_blocks() {
     }
 }
 
-/// Gives the pages of program text back that starting up has touched, of this program and its libraries: some 3 MB of
+/// Gives the pages of program text back that starting up has touched, of this program and its libraries: 1 to 2 MB of
 /// resident memory in a process that from now on only waits. What it needs again is mapped again from the page cache.
 pub fn drop_text() {
     // Without /proc there is nothing to know, and nothing lost.
