@@ -31,3 +31,35 @@ impl FlowKey {
         SocketAddr::new(self.peer, self.peer_port)
     }
 }
+
+/// First port of the gateway where it stands in for a client (the dynamic range of RFC 6335).
+const STAND_IN_FIRST: u16 = 49_152;
+/// Ports tried for one client before it is refused.
+const STAND_IN_TRIES: u16 = 256;
+
+/// Ports of the gateway for clients whose own address the guest cannot be shown, in turn.
+#[derive(Debug)]
+pub struct StandIns {
+    next: u16,
+}
+
+impl StandIns {
+    /// Starts at a port that `seed` picks.
+    pub fn new(seed: u64) -> Self {
+        Self { next: STAND_IN_FIRST + (seed % 16_384) as u16 }
+    }
+
+    /// A flow from the gateway to the guest's end that is not `taken` yet.
+    pub fn find(
+        &mut self,
+        (gateway, guest): (IpAddr, SocketAddr),
+        taken: impl Fn(&FlowKey) -> bool,
+    ) -> Option<FlowKey> {
+        (0..STAND_IN_TRIES).find_map(|_| {
+            let port = self.next;
+            self.next = port.checked_add(1).unwrap_or(STAND_IN_FIRST);
+            let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
+            (!taken(&key)).then_some(key)
+        })
+    }
+}

@@ -43,7 +43,6 @@ use crate::wire::icmp_error::IcmpError;
 use arena::Id;
 use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_header};
 use dhcp::DhcpServer;
-use flow::FlowKey;
 use neighbour::Neighbour;
 use ping::Ping;
 use policy::Policy;
@@ -459,11 +458,6 @@ impl Stack {
     /// The answer to a query of [`Output::dns_query`].
     pub fn handle_dns_answer(&mut self, guest: SocketAddr, server: SocketAddr, answer: &[u8], out: &mut impl Output) {
         self.composer.send_udp(server, guest, answer, None, DEFAULT_TTL, out);
-    }
-
-    /// The guest-side addresses of a TCP flow.
-    pub fn tcp_key(&self, flow: Id) -> Option<FlowKey> {
-        self.tcp.key(flow)
     }
 }
 

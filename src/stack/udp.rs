@@ -21,7 +21,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::stack::arena::{Arena, Id};
 use crate::stack::deadline::Deadlines;
-use crate::stack::flow::FlowKey;
+use crate::stack::flow::{FlowKey, StandIns};
 use crate::stack::verdict::DropReason;
 
 /// RFC 4787, REQ-5: not below two minutes.
@@ -34,8 +34,6 @@ pub const STREAM_AGE: Duration = Duration::from_secs(2);
 pub const IDLE_DNS: Duration = Duration::from_secs(30);
 /// Gateway ports that a mapping remembers, to show answers from the host itself as the gateway's.
 const ALIAS_PORTS: usize = 8;
-/// First port used where the gateway stands in (RFC 6335, dynamic ports).
-const STAND_IN_FIRST: u16 = 49_152;
 
 /// Bounds of one endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +121,7 @@ pub struct Udp {
     deadlines: Deadlines<Owner>,
     closed: Vec<Id>,
     limits: UdpLimits,
-    next_stand_in: u16,
+    stand_ins: StandIns,
     /// Mappings and pairs that gave way to newer ones.
     pub evicted: u64,
 }
@@ -141,7 +139,7 @@ impl Udp {
             deadlines: Deadlines::default(),
             closed: Vec::new(),
             limits,
-            next_stand_in: STAND_IN_FIRST + (seed % 16_384) as u16,
+            stand_ins: StandIns::new(seed),
             evicted: 0,
         }
     }
@@ -322,18 +320,7 @@ impl Udp {
         let key = shown
             .map(|guest| FlowKey::new(guest, client))
             .filter(|key| !self.by_key.contains_key(key))
-            .or_else(|| {
-                let (gateway, guest) = stand_in?;
-                for _ in 0..256 {
-                    let port = self.next_stand_in;
-                    self.next_stand_in = if port == u16::MAX { STAND_IN_FIRST } else { port + 1 };
-                    let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
-                    if !self.by_key.contains_key(&key) {
-                        return Some(key);
-                    }
-                }
-                None
-            })
+            .or_else(|| self.stand_ins.find(stand_in?, |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
         let id = self.pairs.insert(Pair { key, listener, client, local, since: now, last: now, armed: None });
         self.by_key.insert(key, id);

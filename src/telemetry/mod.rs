@@ -14,13 +14,11 @@
 //! what switches it on: `init` stands on the path from `tapway run` to the command.
 //!
 //! Deliberately not here: log files, syslog, rotation (stderr is the caller's to direct), and any log call on the path of
-//! a frame. What a guest can provoke at will is reported through [`RateLimit`]. Control characters in values are escaped
+//! a frame. What a guest can provoke at will is said once, or counted. Control characters in values are escaped
 //! by the formatter, so a hostile name cannot drive the user's terminal.
 
 use std::fmt;
 use std::io::IsTerminal;
-use std::num::NonZeroU32;
-use std::time::Duration;
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -129,51 +127,6 @@ where
     }
 }
 
-/// A token bucket for things a guest can provoke: how often one warning may be written.
-///
-/// `burst` go through at once, then one every `interval`; what is held back is counted and told with the next one that
-/// goes through. No clock inside: time is an argument, the [`Duration`] since the process started, and may not matter
-/// if it steps back (then nothing is refilled).
-#[derive(Clone, Debug)]
-pub struct RateLimit {
-    burst: u32,
-    interval: Duration,
-    tokens: u32,
-    /// When the newest token counted as refilled.
-    refilled: Duration,
-    suppressed: u64,
-}
-
-impl RateLimit {
-    /// A full bucket of `burst`, refilled by one every `interval` (zero: no limit at all).
-    pub const fn new(burst: NonZeroU32, interval: Duration) -> Self {
-        Self { burst: burst.get(), interval, tokens: burst.get(), refilled: Duration::ZERO, suppressed: 0 }
-    }
-
-    /// May one go out at `now`? `Some(n)`: yes, and `n` were held back since the last that did.
-    pub fn allow(&mut self, now: Duration) -> Option<u64> {
-        if self.interval.is_zero() {
-            return Some(0);
-        }
-        let elapsed = now.saturating_sub(self.refilled);
-        let earned = u32::try_from(elapsed.as_nanos() / self.interval.as_nanos()).unwrap_or(u32::MAX);
-        if earned >= self.burst - self.tokens {
-            // Full: time spent full earns nothing.
-            self.tokens = self.burst;
-            self.refilled = self.refilled.max(now);
-        } else {
-            self.tokens += earned;
-            self.refilled += self.interval * earned;
-        }
-        if self.tokens == 0 {
-            self.suppressed += 1;
-            return None;
-        }
-        self.tokens -= 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
 /// An error with all its causes on one line, "what: why: errno".
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -270,29 +223,5 @@ mod tests {
             tracing::error!(target: "other", "silenced");
         });
         assert_eq!(written, ["tapway: info: kept\n"]);
-    }
-
-    #[test]
-    fn the_bucket_lets_a_burst_through_then_one_an_interval() {
-        let at = Duration::from_millis;
-        let mut limit = RateLimit::new(NonZeroU32::new(3).unwrap(), at(100));
-        assert_eq!([0, 0, 0, 0, 0].map(|ms| limit.allow(at(ms))), [Some(0), Some(0), Some(0), None, None]);
-        assert_eq!(limit.allow(at(99)), None);
-        assert_eq!(limit.allow(at(100)), Some(3));
-        assert_eq!(limit.allow(at(150)), None);
-        // Part of an interval is not lost: 150 ms → 200 ms completes the second one.
-        assert_eq!(limit.allow(at(200)), Some(1));
-        // A long rest fills the bucket to its burst, no further.
-        let late = Duration::from_hours(1);
-        assert_eq!([late; 4].map(|now| limit.allow(now)), [Some(0), Some(0), Some(0), None]);
-        // A clock that steps back neither refills nor panics.
-        assert_eq!(limit.allow(at(5)), None);
-        assert_eq!(limit.allow(Duration::MAX), Some(2));
-    }
-
-    #[test]
-    fn no_interval_means_no_limit() {
-        let mut limit = RateLimit::new(NonZeroU32::MIN, Duration::ZERO);
-        assert!((0..1000).all(|_| limit.allow(Duration::ZERO) == Some(0)));
     }
 }

@@ -45,7 +45,7 @@ use crate::stack::Output;
 use crate::stack::arena::{Arena, Id};
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::deadline::Deadlines;
-use crate::stack::flow::FlowKey;
+use crate::stack::flow::{FlowKey, StandIns};
 use crate::stack::verdict::DropReason;
 use crate::wire::icmp_error::IcmpError;
 use crate::wire::tcp_segment::{self, ACK, FIN, PSH, RST, SYN, Segment};
@@ -268,8 +268,7 @@ pub struct Tcp {
     rings: RingPool,
     isn: IsnClock,
     limits: TcpLimits,
-    next_stand_in: u16,
-    opened: u64,
+    stand_ins: StandIns,
 }
 
 impl Tcp {
@@ -293,8 +292,7 @@ impl Tcp {
             rings: RingPool::new(limits.large_rings),
             isn: IsnClock::new(seed.rotate_left(17)),
             limits,
-            next_stand_in: opening::STAND_IN_FIRST + (seed % 8192) as u16,
-            opened: 0,
+            stand_ins: StandIns::new(seed),
         }
     }
 
@@ -306,11 +304,6 @@ impl Tcp {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
-    }
-
-    /// Flows ever opened.
-    pub fn opened(&self) -> u64 {
-        self.opened
     }
 
     /// What the runtime must do next.

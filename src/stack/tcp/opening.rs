@@ -15,11 +15,6 @@ use crate::stack::flow::FlowKey;
 use crate::stack::verdict::DropReason;
 use crate::wire::tcp_segment::{self, ACK, RST, SYN, Segment};
 
-/// First port used where the gateway stands in for a client (the dynamic range of RFC 6335).
-pub(super) const STAND_IN_FIRST: u16 = 49_152;
-/// Ports tried for one client before it is refused.
-const STAND_IN_TRIES: u16 = 256;
-
 impl Tcp {
     /// A new flow by a SYN of the guest, if policy lets it.
     #[allow(clippy::too_many_arguments)]
@@ -100,7 +95,6 @@ impl Tcp {
         let key = flow.key;
         let id = self.flows.insert(flow);
         self.by_key.insert(key, id);
-        self.opened += 1;
         id
     }
 
@@ -172,7 +166,7 @@ impl Tcp {
         let key = shown
             .map(|(client, guest)| FlowKey::new(guest, client))
             .filter(|key| !self.by_key.contains_key(key))
-            .or_else(|| stand_in.and_then(|(gateway, guest)| self.free_stand_in(gateway, guest)))
+            .or_else(|| self.stand_ins.find(stand_in?, |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
         let mut socket = self.rings.take();
         let remote = IpEndpoint::new(IpAddress::from(key.guest), key.guest_port);
@@ -188,17 +182,5 @@ impl Tcp {
             mark(&mut self.dirty, id, flow);
         }
         Ok(id)
-    }
-
-    fn free_stand_in(&mut self, gateway: IpAddr, guest: SocketAddr) -> Option<FlowKey> {
-        for _ in 0..STAND_IN_TRIES {
-            let port = self.next_stand_in;
-            self.next_stand_in = if port == u16::MAX { STAND_IN_FIRST } else { port + 1 };
-            let key = FlowKey::new(guest, SocketAddr::new(gateway, port));
-            if !self.by_key.contains_key(&key) {
-                return Some(key);
-            }
-        }
-        None
     }
 }
