@@ -94,7 +94,7 @@ mod tests {
 
     fn listener(guest_port: u16, proto: Proto, host: &str) -> Listener {
         let host: SocketAddr = host.parse().unwrap();
-        Listener { proto, host_addr: host.ip(), host_port: host.port(), guest_port }
+        Listener { proto, host_addr: host.ip(), host_port: host.port(), guest_addr: None, guest_port }
     }
 
     fn ports() -> Vec<Listener> {

@@ -99,6 +99,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
             outbound_v6: wanted.outbound_v6,
             hostname: wanted.hostname,
             dns_search: wanted.dns_search,
+            slirp: None,
         },
     };
     monitor::run(plan).map_err(|error| Failure { code: error.exit_code(), line: crate::telemetry::chain(&error) })

@@ -74,8 +74,21 @@ pub struct Listener {
     pub host_addr: IpAddr,
     /// Port that the socket is bound to (the chosen one where the user left it open).
     pub host_port: u16,
+    /// Which of the guest's addresses; None is the endpoint's own.
+    #[serde(default)]
+    pub guest_addr: Option<IpAddr>,
     /// Port on the guest.
     pub guest_port: u16,
+}
+
+/// What differs where the endpoint stands in for slirp4netns: that program's segment knows neither the guest's MAC nor
+/// its addresses beforehand, and everything behind the TAP is the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slirp {
+    /// First and last address that DHCP gives.
+    pub dhcp: (Ipv4Addr, Ipv4Addr),
+    /// The DNS addresses answer names; otherwise they are addresses like any other.
+    pub dns: bool,
 }
 
 /// Everything the data plane must know of an endpoint before its first frame.
@@ -107,4 +120,7 @@ pub struct EndpointConfig {
     pub hostname: String,
     /// Search domains, handed out by DHCP and router advertisements.
     pub dns_search: Vec<String>,
+    /// slirp4netns's segment instead of a container's endpoint.
+    #[serde(default)]
+    pub slirp: Option<Slirp>,
 }

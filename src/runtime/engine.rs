@@ -30,6 +30,7 @@ use crate::host::{address, echo};
 use crate::link::tap::Read;
 use crate::network::config::Proto;
 use crate::stack::arena::Id;
+use crate::stack::flow::GuestPort;
 use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use crate::stack::verdict::DropReason;
 use crate::stack::{HostError, Limits, Stack};
@@ -480,8 +481,9 @@ impl Engine {
         }
         for _ in 0..ACCEPT_BUDGET {
             let Some(port) = self.sockets.listeners.get(index) else { return };
+            let guest = GuestPort { addr: spec.guest_addr, port: spec.guest_port };
             match stream::accept(port.fd.as_fd()) {
-                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, spec.guest_port, canonical(client)) {
+                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, guest, canonical(client)) {
                     Ok(flow) => self.add_socket(flow, fd, false),
                     // Dropped here, the socket resets the client (SO_LINGER).
                     Err(reason) => self.stack.count_drop(reason),
@@ -530,7 +532,7 @@ impl Engine {
         }
         for _ in 0..DATAGRAM_BUDGET {
             let Some(port) = self.sockets.listeners.get(index) else { return };
-            let guest_port = port.spec.guest_port;
+            let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
             let bound = port.spec.host_addr;
             match msg::recv(port.fd.as_fd(), &mut self.datagram) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
@@ -539,7 +541,7 @@ impl Engine {
                     let ends = (got.from, got.local.unwrap_or(bound));
                     let payload = &self.datagram[..got.len];
                     let out = &mut self.sockets;
-                    self.stack.handle_udp_published(now, (index, guest_port), ends, payload, got.segment, out);
+                    self.stack.handle_udp_published(now, (index, guest), ends, payload, got.segment, out);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.sockets.drain_listener_errors(index),

@@ -155,7 +155,7 @@ fn bind_one(host: IpAddr, port: u16, publish: &Publish) -> Result<(Listener, Own
     })?;
     let number = socket.local_addr().map(|address| address.as_socket().map_or(port, |a| a.port()));
     let host_port = number.map_err(|source| PortError::Other { port, proto, host, source })?;
-    let listener = Listener { proto, host_addr: host, host_port, guest_port: publish.guest_port };
+    let listener = Listener { proto, host_addr: host, host_port, guest_addr: None, guest_port: publish.guest_port };
     Ok((listener, OwnedFd::from(socket)))
 }
 

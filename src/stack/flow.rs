@@ -32,6 +32,15 @@ impl FlowKey {
     }
 }
 
+/// Where a published port leads in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestPort {
+    /// Which of the guest's addresses; None is the endpoint's own, of the client's family where the guest has it.
+    pub addr: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
 /// First port of the gateway where it stands in for a client (the dynamic range of RFC 6335).
 const STAND_IN_FIRST: u16 = 49_152;
 /// Ports tried for one client before it is refused.
@@ -49,12 +58,17 @@ impl StandIns {
         Self { next: STAND_IN_FIRST + (seed % 16_384) as u16 }
     }
 
-    /// A flow from the gateway to the guest's end that is not `taken` yet.
+    /// A flow from the gateway to the guest's end that is not `taken` yet, with the client's own port if that is free.
     pub fn find(
         &mut self,
         (gateway, guest): (IpAddr, SocketAddr),
+        client_port: u16,
         taken: impl Fn(&FlowKey) -> bool,
     ) -> Option<FlowKey> {
+        let own = FlowKey::new(guest, SocketAddr::new(gateway, client_port));
+        if !taken(&own) {
+            return Some(own);
+        }
         (0..STAND_IN_TRIES).find_map(|_| {
             let port = self.next;
             self.next = port.checked_add(1).unwrap_or(STAND_IN_FIRST);

@@ -43,6 +43,7 @@ use crate::wire::icmp_error::IcmpError;
 use arena::Id;
 use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_header};
 use dhcp::DhcpServer;
+use flow::GuestPort;
 use neighbour::Neighbour;
 use ping::Ping;
 use policy::Policy;
@@ -293,23 +294,29 @@ impl Stack {
         self.tcp.handle_connect_failed(flow, failure, from, now, &mut self.composer, out);
     }
 
-    /// A published port accepted `client`.
-    pub fn handle_tcp_accepted(&mut self, now: Instant, guest_port: u16, client: SocketAddr) -> Result<Id, DropReason> {
-        let (shown, stand_in) = self.published(guest_port, client);
-        self.tcp.handle_accepted(now, shown.map(|guest| (client, guest)), stand_in)
+    /// A port published to `to` accepted `client`.
+    pub fn handle_tcp_accepted(&mut self, now: Instant, to: GuestPort, client: SocketAddr) -> Result<Id, DropReason> {
+        let (shown, stand_in) = self.published(to, client);
+        self.tcp.handle_accepted(now, client, shown, stand_in)
     }
 
     /// How the guest sees a published port's client: its own end if the client can be shown, and the stand-in.
-    fn published(&self, guest_port: u16, client: SocketAddr) -> (Option<SocketAddr>, Option<(IpAddr, SocketAddr)>) {
-        let shown = self
-            .policy
-            .can_show(client.ip())
-            .then(|| self.policy.guest(client.is_ipv6()))
-            .flatten()
-            .map(|guest| SocketAddr::new(guest, guest_port));
-        let stand_in =
-            self.policy.stand_in(client.ip()).map(|(gateway, guest)| (gateway, SocketAddr::new(guest, guest_port)));
-        (shown, stand_in)
+    fn published(&self, to: GuestPort, client: SocketAddr) -> (Option<SocketAddr>, Option<(IpAddr, SocketAddr)>) {
+        let v6 = client.is_ipv6();
+        let guest = to.addr.map_or_else(|| self.policy.guest(v6), |addr| Some(addr).filter(|a| a.is_ipv6() == v6));
+        let shown = guest.filter(|_| self.policy.can_show(client.ip()));
+        let stand_in = match to.addr {
+            Some(addr) => self.policy.gateway(addr.is_ipv6()).map(|gateway| (gateway, addr)),
+            None => self.policy.stand_in(client.ip()),
+        };
+        let end = |guest| SocketAddr::new(guest, to.port);
+        (shown.map(end), stand_in.map(|(gateway, guest)| (gateway, end(guest))))
+    }
+
+    /// Published port number `listener` is gone: its UDP clients are forgotten, so that its successor sees them as they
+    /// are. TCP flows go on. Looks at every pair (a bounded table), as nothing else does.
+    pub fn handle_listener_gone(&mut self, listener: usize) {
+        self.udp.forget_listener(listener);
     }
 
     /// See [`Tcp::handle_host_shut`].
@@ -364,13 +371,13 @@ impl Stack {
     pub fn handle_udp_published(
         &mut self,
         now: Instant,
-        (listener, guest_port): (usize, u16),
+        (listener, to): (usize, GuestPort),
         (client, local): (SocketAddr, IpAddr),
         payload: &[u8],
         segment: Option<u16>,
         out: &mut impl Output,
     ) {
-        let (shown, stand_in) = self.published(guest_port, client);
+        let (shown, stand_in) = self.published(to, client);
         match self.udp.route_published(now, (listener, client, local), shown, stand_in) {
             Ok(key) => self.composer.send_udp(key.peer(), key.guest(), payload, segment, DEFAULT_TTL, out),
             Err(reason) => self.composer.drops.count(reason),

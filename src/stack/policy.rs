@@ -201,6 +201,7 @@ mod tests {
             outbound_v6: None,
             hostname: "guest".into(),
             dns_search: Vec::new(),
+            slirp: None,
         }
     }
 

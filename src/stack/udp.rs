@@ -104,7 +104,7 @@ pub enum UdpVia {
     },
     /// From a published socket, with this source address.
     Listener {
-        /// Index in the order of attachment.
+        /// Its number, which is never used twice.
         index: usize,
         /// The address that the client used.
         local: IpAddr,
@@ -205,6 +205,18 @@ impl Udp {
                 true
             }
         }
+    }
+
+    /// Forgets every pair of one published port. A scan; its port has just been closed by a person or a program.
+    pub fn forget_listener(&mut self, listener: usize) {
+        let Self { pairs, by_key, by_client, .. } = self;
+        by_client.retain(|client, id| {
+            let stays = client.0 != listener;
+            if !stays && let Some(pair) = pairs.remove(*id) {
+                by_key.remove(&pair.key);
+            }
+            stays
+        });
     }
 
     /// Makes room by ending the oldest idle entry. Amortised: each entry that moved later is re-armed once.
@@ -320,7 +332,7 @@ impl Udp {
         let key = shown
             .map(|guest| FlowKey::new(guest, client))
             .filter(|key| !self.by_key.contains_key(key))
-            .or_else(|| self.stand_ins.find(stand_in?, |key| self.by_key.contains_key(key)))
+            .or_else(|| self.stand_ins.find(stand_in?, client.port(), |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
         let id = self.pairs.insert(Pair { key, listener, client, local, since: now, last: now, armed: None });
         self.by_key.insert(key, id);

@@ -98,6 +98,7 @@ pub fn config(mtu: u16, offloads: Offloads) -> EndpointConfig {
         outbound_v6: None,
         hostname: "box".into(),
         dns_search: vec!["example.net".into()],
+        slirp: None,
     }
 }
 

@@ -6,6 +6,7 @@ use smoltcp::time::Duration;
 use tapway::network::config::EndpointConfig;
 use tapway::stack::Limits;
 use tapway::stack::arena::Id;
+use tapway::stack::flow::GuestPort;
 use tapway::stack::tcp::TcpLimits;
 use tapway::stack::udp::{IDLE, UdpVia};
 use tapway::stack::verdict::DropReason;
@@ -13,8 +14,12 @@ use tapway::stack::verdict::DropReason;
 use crate::sim::*;
 
 /// A client connects to the published port 80. Returns the flow and the SYN that the guest sees.
+fn port(port: u16) -> GuestPort {
+    GuestPort { addr: None, port }
+}
+
 fn connect(world: &mut World, client: SocketAddr) -> (Id, Seg) {
-    let flow = world.stack.handle_tcp_accepted(world.now, 80, client).expect("room");
+    let flow = world.stack.handle_tcp_accepted(world.now, port(80), client).expect("room");
     world.host.insert(flow, HostSocket::default());
     world.settle();
     (flow, world.segment())
@@ -200,11 +205,11 @@ fn the_gateway_stands_in_for_who_cannot_be_shown() {
         let mut world = World::with(config.clone(), Limits::default());
         let (_, syn) = connect(&mut world, client);
         assert_eq!((syn.src.ip(), syn.dst), (shown.gateway(), at(shown.guest(), 80)), "{client}");
-        assert!(syn.src.port() >= 49_152);
+        assert_eq!(syn.src.port(), 51_000);
         answer(&mut world, &syn);
         // And for datagrams.
         let local: IpAddr = ip("192.0.2.1");
-        world.stack.handle_udp_published(world.now, (0, 5353), (client, local), b"x", None, &mut world.out);
+        world.stack.handle_udp_published(world.now, (0, port(5353)), (client, local), b"x", None, &mut world.out);
         let packet = world.packet();
         assert_eq!((packet.src, packet.dst, packet.protocol), (shown.gateway(), shown.guest(), UDP), "{client}");
     }
@@ -239,7 +244,7 @@ fn no_room_is_a_reset_of_the_client() {
     let limits = Limits { tcp: TcpLimits { max_flows: 1, ..TcpLimits::default() }, ..Limits::default() };
     let mut world = World::with(config(1500, all_offloads()), limits);
     connect(&mut world, at(Family::V4.far(), 51_000));
-    let refused = world.stack.handle_tcp_accepted(world.now, 80, at(Family::V4.far(), 51_001));
+    let refused = world.stack.handle_tcp_accepted(world.now, port(80), at(Family::V4.far(), 51_001));
     assert_eq!(refused.err(), Some(DropReason::TableFull));
 }
 
@@ -249,7 +254,7 @@ fn datagrams_keep_to_the_address_that_the_client_used() {
         let mut world = World::new();
         let client = at(family.far(), 51_000);
         let local = ip(if family.is_v6() { "2001:db8::1" } else { "192.0.2.1" });
-        world.stack.handle_udp_published(world.now, (3, 53), (client, local), b"question", None, &mut world.out);
+        world.stack.handle_udp_published(world.now, (3, port(53)), (client, local), b"question", None, &mut world.out);
         let packet = world.packet();
         assert_eq!((packet.src, packet.dst), (client.ip(), family.guest()));
         assert_eq!(packet.body[..4], [&51_000u16.to_be_bytes()[..], &53u16.to_be_bytes()].concat());

@@ -28,6 +28,7 @@ fn config(hostname: &str, search: &[&str]) -> EndpointConfig {
         outbound_v6: None,
         hostname: hostname.into(),
         dns_search: search.iter().map(ToString::to_string).collect(),
+        slirp: None,
     }
 }
 

@@ -38,6 +38,7 @@ fn config(search: &[&str]) -> EndpointConfig {
         outbound_v6: None,
         hostname: "box".into(),
         dns_search: search.iter().map(ToString::to_string).collect(),
+        slirp: None,
     }
 }
 

@@ -152,21 +152,22 @@ impl Tcp {
         self.remove(flow, now, false);
     }
 
-    /// A published port accepted a connection: opens the guest's side of it from `shown`, or from `stand_in` with a port
-    /// of our choice where `shown` is `None` or taken. `None`: no room, close the client with a reset.
+    /// A published port accepted `client`: opens the guest's side of it (`shown`), or, where that is `None` or taken, from
+    /// `stand_in`, with the client's port if it can be. `None`: no room, close the client with a reset.
     pub fn handle_accepted(
         &mut self,
         now: Instant,
-        shown: Option<(SocketAddr, SocketAddr)>,
+        client: SocketAddr,
+        shown: Option<SocketAddr>,
         stand_in: Option<(IpAddr, SocketAddr)>,
     ) -> Result<Id, DropReason> {
         if self.flows.len() >= self.limits.max_flows {
             return Err(DropReason::TableFull);
         }
         let key = shown
-            .map(|(client, guest)| FlowKey::new(guest, client))
+            .map(|guest| FlowKey::new(guest, client))
             .filter(|key| !self.by_key.contains_key(key))
-            .or_else(|| self.stand_ins.find(stand_in?, |key| self.by_key.contains_key(key)))
+            .or_else(|| self.stand_ins.find(stand_in?, client.port(), |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
         let mut socket = self.rings.take();
         let remote = IpEndpoint::new(IpAddress::from(key.guest), key.guest_port);
