@@ -1,5 +1,9 @@
 //! The system call filter: what a network process may ask of the kernel.
 //!
+//! There is one filter for each [`Role`]. A network process that a monitor stands by holds descriptors only. One that
+//! stands alone (slirp4netns mode) is its own monitor in three things: it reads resolv.conf, makes listeners, and removes
+//! its API socket; what it may do more is said where it is allowed.
+//!
 //! Two seccomp programs. The first is an allow-list that kills the process for anything else; the second answers some
 //! calls with an errno where libraries try and fall back:
 //!
@@ -33,6 +37,19 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
     SeccompFilter, SeccompRule as Rule, TargetArch,
 };
+
+/// What the process has to do itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A monitor stands by.
+    Network,
+    /// Nobody does: files may be opened for reading, and listeners made. `unlink`: and files removed, which only
+    /// Landlock keeps to one directory.
+    Standalone {
+        /// Names may be removed.
+        unlink: bool,
+    },
+}
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
@@ -130,28 +147,50 @@ const NO_FILES_HERE: &[libc::c_long] =
 #[cfg(not(target_arch = "x86_64"))]
 const NO_FILES_HERE: &[libc::c_long] = &[];
 
-/// Builds both programs and installs them for the calling thread and the threads it makes.
-pub fn install() -> Result<(), FilterError> {
+/// Flags of open(2) that do more than read: every access mode but `O_RDONLY` (0), and making or cutting files.
+const CHANGES: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_TMPFILE;
+
+/// What reading a file takes beyond opening it: looked at, not changed.
+const LOOK: &[libc::c_long] = &[libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_readlinkat];
+
+/// Builds the programs of a role and installs them for the calling thread and the threads it makes.
+pub fn install(role: Role) -> Result<(), FilterError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| FilterError::Architecture)?;
-    for program in programs(arch).map_err(FilterError::Build)? {
+    for program in programs(arch, role).map_err(FilterError::Build)? {
         seccompiler::apply_filter(&program).map_err(FilterError::Install)?;
     }
     Ok(())
 }
 
 /// The programs in the order of their installation. `seccomp` itself is not on the allow-list, so that one comes last.
-fn programs(arch: TargetArch) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+fn programs(arch: TargetArch, role: Role) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let answer = |calls: &mut dyn Iterator<Item = &libc::c_long>, errno: i32| -> Result<BpfProgram, _> {
         let calls = calls.map(|&call| (call, Vec::new())).collect();
         SeccompFilter::new(calls, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()), arch)?.try_into()
     };
-    let no_files = || NO_FILES.iter().chain(NO_FILES_HERE);
+    let standalone = role != Role::Network;
+    let no_files = || {
+        let looks = move |call: &&libc::c_long| standalone && (LOOK.contains(call) || **call == libc::SYS_openat);
+        NO_FILES.iter().chain(NO_FILES_HERE).filter(move |call| !looks(call))
+    };
     let mut rules: BTreeMap<libc::c_long, Vec<Rule>> = BTreeMap::new();
     // What is answered with an errno must pass the allow-list, or being killed wins.
     for &call in ALLOWED.iter().chain(ALLOWED_HERE).chain(no_files()).chain(&[libc::SYS_clone3]) {
         rules.insert(call, Vec::new());
     }
     rules.extend(bounded()?);
+    if let Role::Standalone { unlink } = role {
+        for &call in LOOK.iter().chain(&[libc::SYS_listen]) {
+            rules.insert(call, Vec::new());
+        }
+        if unlink {
+            rules.insert(libc::SYS_unlinkat, Vec::new());
+        }
+        rules.insert(libc::SYS_openat, vec![Rule::new(vec![masked(2, CHANGES, 0)?])?]);
+        // The index of a link-local name server's interface.
+        let index = Rule::new(vec![Condition::new(1, Len::Dword, Op::Eq, libc::SIOCGIFINDEX & 0xFFFF_FFFF)?])?;
+        rules.entry(libc::SYS_ioctl).or_default().push(index);
+    }
     let allow = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
     Ok(vec![
         answer(&mut [libc::SYS_clone3].iter(), libc::ENOSYS)?,
@@ -279,7 +318,8 @@ mod tests {
     #[test]
     fn the_tables_compile_for_every_architecture_and_name_no_call_twice() {
         for arch in [TargetArch::x86_64, TargetArch::aarch64, TargetArch::riscv64] {
-            for program in programs(arch).unwrap() {
+            let roles = [Role::Network, Role::Standalone { unlink: false }, Role::Standalone { unlink: true }];
+            for program in roles.into_iter().flat_map(|role| programs(arch, role).unwrap()) {
                 // BPF_MAXINSNS, linux/bpf_common.h.
                 assert!(program.len() < 4096);
             }

@@ -1,15 +1,18 @@
 //! The control plane thread: a tokio current-thread runtime for what is slow.
 //!
-//! It reads the attach connection (the lease: when it closes, the process ends; new name servers are told here) and
-//! answers the guest's DNS queries by asking upstream. Queries come over a bounded channel; answers go back over another,
+//! It listens to the [`Supervisor`] and answers the guest's DNS queries by asking upstream. A monitor's attach connection
+//! is the lease: when it closes, the process ends; new name servers are told over it. A process that stands alone looks
+//! for them itself, when it is asked for a name and has not looked for [`LOOK_AGAIN`]. Queries come over a bounded channel; answers go back over another,
 //! with an eventfd that wakes the data plane. Both drop when full.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::api::attach::{self, AttachError, ToNetwork};
@@ -17,6 +20,23 @@ use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
 pub const QUEUE: usize = 1024;
+
+/// How old the list of name servers may be when a name is asked for, where nobody tells of changes.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Returns the host's name servers if they may have changed.
+pub type HostDns = Box<dyn FnMut() -> Option<Vec<SocketAddr>> + Send>;
+
+/// Who tells the process what to do.
+pub enum Supervisor {
+    /// A monitor, over the attach connection.
+    Monitor(OwnedFd),
+    /// Nobody after the start: the process stands alone.
+    Caller {
+        /// Looks for name servers.
+        host_dns: HostDns,
+    },
+}
 
 /// What the data plane asks for.
 #[derive(Debug)]
@@ -50,8 +70,8 @@ pub struct DnsAnswer {
 
 /// Everything that the thread owns.
 pub struct Control {
-    /// The attach connection.
-    pub conn: OwnedFd,
+    /// Who is listened to.
+    pub supervisor: Supervisor,
     /// Upstream servers told so far.
     pub dns: Vec<SocketAddr>,
     /// From the data plane.
@@ -70,35 +90,34 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { conn, dns, mut queries, answers, wake } = self;
+        let Self { supervisor, dns, mut queries, answers, wake } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         resolver.set_servers(dns);
-        let conn = match crate::sys::fd::watch(conn) {
-            Ok(conn) => conn,
-            Err(error) => {
-                tracing::error!("cannot watch the attach connection: {error}");
-                return;
-            }
+        let (conn, mut look) = match supervisor {
+            Supervisor::Monitor(conn) => match crate::sys::fd::watch(conn) {
+                Ok(conn) => (Some(conn), None),
+                Err(error) => {
+                    tracing::error!("cannot watch the attach connection: {error}");
+                    return;
+                }
+            },
+            Supervisor::Caller { host_dns } => (None, Some(Look { host_dns, at: None })),
         };
         loop {
             tokio::select! {
-                ready = conn.readable() => {
-                    let Ok(mut ready) = ready else { return };
-                    match attach::recv::<ToNetwork>(conn.get_ref().as_fd()) {
-                        Ok((ToNetwork::HostDns { servers }, _)) => {
-                            tracing::info!(?servers, "name servers changed");
-                            resolver.set_servers(servers);
-                        }
-                        Ok((message, _)) => tracing::warn!(?message, "message out of order from the monitor"),
-                        Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
-                        Err(AttachError::Closed) => return,
-                        Err(error) => {
-                            tracing::error!("{}", crate::telemetry::chain(&error));
-                            return;
-                        }
+                told = listen(conn.as_ref()) => match told {
+                    Some(servers) => {
+                        tracing::info!(?servers, "name servers changed");
+                        resolver.set_servers(servers);
                     }
-                }
-                query = queries.recv() => match query {
+                    None => return,
+                },
+                query = queries.recv() => {
+                    if let Some(servers) = look.as_mut().and_then(Look::look) {
+                        tracing::info!(?servers, "name servers changed");
+                        resolver.set_servers(servers);
+                    }
+                    match query {
                     Some(DnsQuery::Udp { guest, server, query }) => {
                         let (resolver, answers, wake) = (Arc::clone(&resolver), answers.clone(), Arc::clone(&wake));
                         // The resolver bounds how many are in flight.
@@ -118,8 +137,43 @@ impl Control {
                         Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),
                     },
                     None => return,
-                },
+                    }
+                }
             }
         }
+    }
+}
+
+/// What the monitor tells next; None when it is gone. Without a monitor, never anything.
+async fn listen(conn: Option<&AsyncFd<OwnedFd>>) -> Option<Vec<SocketAddr>> {
+    let Some(conn) = conn else { return std::future::pending().await };
+    loop {
+        let mut ready = conn.readable().await.ok()?;
+        match attach::recv::<ToNetwork>(conn.get_ref().as_fd()) {
+            Ok((ToNetwork::HostDns { servers }, _)) => return Some(servers),
+            Ok((message, _)) => tracing::warn!(?message, "message out of order from the monitor"),
+            Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
+            Err(AttachError::Closed) => return None,
+            Err(error) => {
+                tracing::error!("{}", crate::telemetry::chain(&error));
+                return None;
+            }
+        }
+    }
+}
+
+/// Looking for name servers by ourselves.
+struct Look {
+    host_dns: HostDns,
+    at: Option<Instant>,
+}
+
+impl Look {
+    fn look(&mut self) -> Option<Vec<SocketAddr>> {
+        if self.at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return None;
+        }
+        self.at = Some(Instant::now());
+        (self.host_dns)()
     }
 }

@@ -21,7 +21,7 @@ use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::Capture;
-use super::control::{self, Control, DnsAnswer};
+use super::control::{self, Control, DnsAnswer, Supervisor};
 use super::sockets::{KeptError, Sockets, TcpSocket, Token};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
@@ -58,6 +58,15 @@ const LISTENER_REST: Duration = Duration::from_millis(100);
 /// Longest wait, so that a clock jump or a forgotten timer heals.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
+/// Why the data plane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The interface was deleted, or its namespace died.
+    TapGone,
+    /// The other side of the exit descriptor closed.
+    Exit,
+}
+
 /// The data plane of one endpoint.
 pub struct Engine {
     stack: Stack,
@@ -70,13 +79,15 @@ pub struct Engine {
     addresses_at: Option<Instant>,
     resting_until: Option<Instant>,
     tap_gone: bool,
+    /// Held open while epoll watches it.
+    _exit: Option<OwnedFd>,
     /// Drops of every reason when they were last told.
     drops_told: u64,
 }
 
-/// Sets both planes up; nothing of the guest is read yet. `conn` is the attach connection, for the control plane.
-pub fn build(attached: Attached, conn: OwnedFd) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint, tap, pcap, listeners, dns } = attached;
+/// Sets both planes up; nothing of the guest is read yet.
+pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
+    let Attached { endpoint, tap, pcap, listeners, dns, exit } = attached;
     let (queries, queries_out) = mpsc::channel(control::QUEUE);
     let (answers, answers_out) = mpsc::channel(control::QUEUE);
     let wake =
@@ -84,6 +95,14 @@ pub fn build(attached: Attached, conn: OwnedFd) -> Result<(Engine, Control), Run
     let wake = Arc::new(wake);
     let mut sockets = Sockets::new(&endpoint, tap, listeners, queries).map_err(system("set up epoll"))?;
     sockets.watch(wake.as_fd(), Token::Control).map_err(system("watch the eventfd"))?;
+    if let Some(exit) = &exit {
+        // What says that it is over: the other side's end, which epoll reports unasked.
+        match sockets.epoll.add(exit, EpollEvent::new(EpollFlags::empty(), Token::Exit.encode())) {
+            // A regular file has no other side.
+            Ok(()) | Err(Errno::EPERM) => {}
+            Err(errno) => return Err(system("watch the exit descriptor")(errno)),
+        }
+    }
     sockets.capture = pcap.map(Capture::new);
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
@@ -99,9 +118,10 @@ pub fn build(attached: Attached, conn: OwnedFd) -> Result<(Engine, Control), Run
         addresses_at: None,
         resting_until: None,
         tap_gone: false,
+        _exit: exit,
         drops_told: 0,
     };
-    Ok((engine, Control { conn, dns, queries: queries_out, answers, wake }))
+    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake }))
 }
 
 impl Engine {
@@ -109,8 +129,8 @@ impl Engine {
         Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Runs for ever; only an error of epoll itself, or the TAP's end, returns.
-    pub fn run(mut self) -> Result<(), RuntimeError> {
+    /// Runs until the TAP or the exit descriptor ends, or epoll itself fails.
+    pub fn run(mut self) -> Result<End, RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         // A frame that comes alone is served alone: its bytes leave before we look for another one that seldom is there.
         let mut tap_was_ready = false;
@@ -132,6 +152,7 @@ impl Engine {
                     Some(Token::Ping(id)) => self.ping_ready(id, event.events()),
                     Some(Token::Listener(index)) => self.listener_ready(index, event.events(), now),
                     Some(Token::Control) => self.control_ready(),
+                    Some(Token::Exit) => return Ok(End::Exit),
                     None => {}
                 }
             }
@@ -140,7 +161,7 @@ impl Engine {
                 self.read_tap(frames, now)?;
                 if self.tap_gone {
                     tracing::info!("the TAP is gone: leaving");
-                    return Ok(());
+                    return Ok(End::TapGone);
                 }
             }
             if self.stack.next_timeout().is_some_and(|at| at <= now) {

@@ -5,8 +5,9 @@
 //! ([`control`]) is a tokio current-thread runtime: the attach connection, upstream DNS. They talk through bounded
 //! channels and an eventfd; what does not fit is dropped and counted, so nothing there can stall a packet.
 //!
-//! The process is told everything over the attach connection (`api::attach`), holds only descriptors, and leaves when the
-//! connection closes: that is its lease.
+//! With a monitor ([`network_process`]) the process is told everything over the attach connection (`api::attach`), holds
+//! only descriptors, and leaves when the connection closes: that is its lease. In slirp4netns mode ([`standalone`]) it is
+//! set up by its own command line and ends with its exit descriptor or its TAP.
 
 pub mod capture;
 pub mod control;
@@ -20,6 +21,8 @@ use std::process::ExitCode;
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::confine;
 use crate::network::config::{EndpointConfig, Listener};
+use control::{Control, HostDns, Supervisor};
+use engine::End;
 
 /// Everything told before `Start`.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct Attached {
     pub listeners: Vec<(Listener, OwnedFd)>,
     /// Upstream name servers.
     pub dns: Vec<std::net::SocketAddr>,
+    /// Whose other side, when it closes, ends the process.
+    pub exit: Option<OwnedFd>,
 }
 
 /// Why an attach failed.
@@ -86,7 +91,24 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     let attached = receive(conn)?;
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
-    let (engine, control) = engine::build(attached, for_control)?;
+    let (engine, control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    start_control(control)?;
+    engine::tell_ready(conn)?;
+    engine.run().map(drop)
+}
+
+/// Serves one endpoint in a process that has been confined and told everything already. `ready` is called when frames
+/// flow; returns when it is over.
+pub fn standalone(attached: Attached, host_dns: HostDns, ready: impl FnOnce()) -> Result<End, RuntimeError> {
+    crate::sys::memory::return_large_blocks();
+    let (engine, control) = engine::build(attached, Supervisor::Caller { host_dns })?;
+    start_control(control)?;
+    ready();
+    engine.run()
+}
+
+/// Starts the control thread.
+fn start_control(control: Control) -> Result<(), RuntimeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -101,8 +123,7 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
             std::process::exit(0);
         })
         .map_err(system("start the control thread"))?;
-    engine::tell_ready(conn)?;
-    engine.run()
+    Ok(())
 }
 
 /// Stack of the control thread; DNS messages live on the heap.
@@ -132,7 +153,14 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                 } else {
                     None
                 };
-                attached = Some(Attached { endpoint: *endpoint, tap, pcap, listeners: Vec::new(), dns: Vec::new() });
+                attached = Some(Attached {
+                    endpoint: *endpoint,
+                    tap,
+                    pcap,
+                    listeners: Vec::new(),
+                    dns: Vec::new(),
+                    exit: None,
+                });
             }
             (ToNetwork::Listen { listeners }, Some(attached)) => {
                 if listeners.len() != fds.len() {

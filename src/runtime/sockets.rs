@@ -41,6 +41,8 @@ pub enum Token {
     Ping(Id),
     /// A published port.
     Listener(usize),
+    /// The exit descriptor.
+    Exit,
 }
 
 impl Token {
@@ -49,6 +51,7 @@ impl Token {
         match self {
             Self::Tap => 0,
             Self::Control => 1 << 56,
+            Self::Exit => 6 << 56,
             Self::Tcp(flow) => id(2, flow),
             Self::Udp(flow) => id(3, flow),
             Self::Ping(flow) => id(4, flow),
@@ -66,6 +69,7 @@ impl Token {
             3 => Some(Self::Udp(id)),
             4 => Some(Self::Ping(id)),
             5 => Some(Self::Listener((data & 0x00ff_ffff_ffff_ffff) as usize)),
+            6 => Some(Self::Exit),
             _ => None,
         }
     }
@@ -335,6 +339,7 @@ mod tests {
             Token::Udp(Id { index: 0, generation: 1 }),
             Token::Ping(id),
             Token::Listener(65_535),
+            Token::Exit,
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }

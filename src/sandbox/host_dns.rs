@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -59,6 +59,47 @@ pub fn servers(conf: &ResolvConf) -> Vec<SocketAddr> {
             (address, _) => Some(SocketAddr::new(address, DNS_PORT)),
         })
         .collect()
+}
+
+/// The directories that a reader of `path` reads in, through all links.
+pub fn directories(path: &Path) -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> =
+        way(path).into_iter().map(|(dir, _)| dir).filter(|dir| dir != Path::new("/")).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}
+
+/// Looks whether a file has changed, for a reader that is asked now and then and cannot watch.
+#[derive(Debug)]
+pub struct Polled {
+    path: PathBuf,
+    /// Device, inode, size, and time of the last change.
+    seen: Option<[i128; 4]>,
+}
+
+impl Polled {
+    /// For `path`, which counts as not looked at.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), seen: None }
+    }
+
+    /// Its name servers now.
+    pub fn servers(&mut self) -> Vec<SocketAddr> {
+        self.seen = self.look();
+        servers(&read(&self.path))
+    }
+
+    /// Its name servers, if it is another file than when last looked at. A file that vanished is none.
+    pub fn changed(&mut self) -> Option<Vec<SocketAddr>> {
+        (self.look() != self.seen).then(|| self.servers())
+    }
+
+    fn look(&self) -> Option<[i128; 4]> {
+        let meta = std::fs::metadata(&self.path).ok()?;
+        let time = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+        Some([i128::from(meta.dev()), i128::from(meta.ino()), i128::from(meta.size()), time])
+    }
 }
 
 /// Watches the way to a file.

@@ -25,6 +25,7 @@ pub mod monitor;
 pub mod netlink;
 pub mod ports;
 pub mod proto;
+pub mod slirp;
 pub mod state;
 pub mod tap;
 pub mod users;

@@ -8,7 +8,7 @@
 //! second), default routes by netlink and not by router advertisement.
 
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -23,8 +23,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::network::config::{Mac, PlanV4, PlanV6};
 
+pub(super) use netlink_packet_route::link::LinkAttribute as Attribute;
+
 /// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX, include/net/net_namespace.h).
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// Frames that wait in the TAP for us. With TSO the queue counts super-frames: at 10 000 one TAP with a stopped reader
 /// was seen to hold 618 MiB of kernel memory; at 1000 it holds a tenth, and nothing was slower.
@@ -89,20 +91,31 @@ pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
         ],
     );
     batch.set_link(format!("bring up {name}"), index, true, vec![]);
+    let mut both = |address: IpAddr, prefix_len: u8, gateway: IpAddr| {
+        batch.add_address(format!("give {name} the address {address}/{prefix_len}"), index, address, prefix_len);
+        batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+    };
     if let Some(plan) = interface.v4 {
-        batch.add_address(name, index, IpAddr::V4(plan.guest), plan.subnet.prefix_len());
-        batch.add_default_route(name, index, IpAddr::V4(plan.gateway));
+        both(IpAddr::V4(plan.guest), plan.subnet.prefix_len(), IpAddr::V4(plan.gateway));
     }
     if let Some(plan) = interface.v6 {
-        batch.add_address(name, index, IpAddr::V6(plan.guest), plan.subnet.prefix_len());
-        batch.add_default_route(name, index, IpAddr::V6(plan.gateway_link_local));
+        both(IpAddr::V6(plan.guest), plan.subnet.prefix_len(), IpAddr::V6(plan.gateway_link_local));
     }
+    batch.run()
+}
+
+/// Moves interface `index` of the current network namespace to `namespace`, as `name` there (`tap%d`: the first number
+/// that is free).
+pub fn move_link(index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let to = vec![LinkAttribute::NetNsFd(namespace.as_raw_fd()), LinkAttribute::IfName(name.to_owned())];
+    batch.set_link(format!("move {name} to its namespace"), index, false, to);
     batch.run()
 }
 
 /// Requests on their way; the position is the sequence number.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     bytes: Vec<u8>,
     what: Vec<String>,
 }
@@ -121,7 +134,8 @@ impl Batch {
         self.what.push(what.into());
     }
 
-    fn set_link(&mut self, what: impl Into<String>, index: u32, up: bool, attributes: Vec<LinkAttribute>) {
+    /// Changes attributes of an interface, or brings it up.
+    pub(super) fn set_link(&mut self, what: impl Into<String>, index: u32, up: bool, attributes: Vec<LinkAttribute>) {
         let mut message = LinkMessage::default();
         message.header.index = index;
         if up {
@@ -132,7 +146,8 @@ impl Batch {
         self.push(what, 0, RouteNetlinkMessage::SetLink(message));
     }
 
-    fn add_address(&mut self, name: &str, index: u32, address: IpAddr, prefix_len: u8) {
+    /// Gives an interface an address, without duplicate detection.
+    pub(super) fn add_address(&mut self, what: impl Into<String>, index: u32, address: IpAddr, prefix_len: u8) {
         let mut message = AddressMessage::default();
         message.header.family = family(address);
         message.header.prefix_len = prefix_len;
@@ -146,11 +161,11 @@ impl Batch {
             let host_bits = u32::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0);
             message.attributes.push(AddressAttribute::Broadcast((u32::from(v4) | host_bits).into()));
         }
-        let what = format!("give {name} the address {address}/{prefix_len}");
         self.push(what, NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewAddress(message));
     }
 
-    fn add_default_route(&mut self, name: &str, index: u32, gateway: IpAddr) {
+    /// Sets the default route of one family.
+    pub(super) fn add_default_route(&mut self, what: impl Into<String>, index: u32, gateway: IpAddr) {
         let mut message = RouteMessage::default();
         message.header.address_family = family(gateway);
         message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -162,11 +177,11 @@ impl Batch {
             IpAddr::V6(v6) => RouteAddress::Inet6(v6),
         };
         message.attributes = vec![RouteAttribute::Gateway(gateway_address), RouteAttribute::Oif(index)];
-        let what = format!("set the default route of {name} via {gateway}");
         self.push(what, NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewRoute(message));
     }
 
-    fn run(self) -> Result<(), NetlinkError> {
+    /// Sends everything and waits for the answers.
+    pub(super) fn run(self) -> Result<(), NetlinkError> {
         let socket_error = |what| move |source| NetlinkError::Socket { what, source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(socket_error("open"))?;
         socket.bind_auto().map_err(socket_error("bind"))?;

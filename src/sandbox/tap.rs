@@ -67,18 +67,35 @@ pub fn create(name: &str) -> Result<(OwnedFd, Offloads), TapError> {
         },
         Err(source) => return Err(TapError::Create { name: name.to_owned(), source }),
     };
+    let offloads = prepare(&tap, vnet_hdr)?;
+    Ok((tap, offloads))
+}
+
+/// The link behind a descriptor that somebody else opened: a TAP queue, with what its flags say, or a socket that keeps
+/// the bounds of frames, which has no offloads.
+pub fn inherit(fd: OwnedFd) -> Result<(OwnedFd, Offloads), TapError> {
+    const IFF_VNET_HDR: i32 = 0x4000;
+    let vnet_hdr = match sys::tap::identity(fd.as_fd()) {
+        Ok((_, flags)) => flags & IFF_VNET_HDR != 0,
+        Err(nix::Error::ENOTTY | nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => false,
+        Err(source) => return Err(TapError::Set { what: "anything", source }),
+    };
+    let offloads = prepare(&fd, vnet_hdr)?;
+    Ok((fd, offloads))
+}
+
+/// Non-blocking, with our header size and the offloads that can be had.
+fn prepare(tap: &OwnedFd, vnet_hdr: bool) -> Result<Offloads, TapError> {
     let flags = fcntl(tap.as_fd(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
     flags
         .and_then(|flags| fcntl(tap.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
         .map_err(|source| TapError::Set { what: "O_NONBLOCK", source })?;
-    let offloads = if vnet_hdr {
-        sys::tap::set_vnet_header_size(tap.as_fd(), VNET_HEADER_LEN)
-            .map_err(|source| TapError::Set { what: "the vnet header size", source })?;
-        request_offloads(&tap)
-    } else {
-        Offloads::default()
-    };
-    Ok((tap, offloads))
+    if !vnet_hdr {
+        return Ok(Offloads::default());
+    }
+    sys::tap::set_vnet_header_size(tap.as_fd(), VNET_HEADER_LEN)
+        .map_err(|source| TapError::Set { what: "the vnet header size", source })?;
+    Ok(request_offloads(tap))
 }
 
 fn open(name: &str, vnet_hdr: bool) -> std::io::Result<OwnedFd> {

@@ -8,6 +8,7 @@ pub mod fd;
 pub mod memory;
 pub mod mount;
 pub mod msg;
+pub mod namespace;
 pub mod random;
 pub mod spawn;
 pub mod tap;

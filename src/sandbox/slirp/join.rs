@@ -1,0 +1,300 @@
+//! Entering a namespace that somebody else made, and leaving it with a TAP.
+//!
+//! A forked child does it, so that the process that forwards never leaves the caller's network namespace:
+//!
+//! 1. opens the network namespace; joins a user namespace that has power over it, trying the one that was named
+//!    (`--userns-path`), then its owner (`NS_GET_USERNS`), then the target's (they differ under bubblewrap). Failing to is no
+//!    error yet: buildah's and podman's helpers are there already (EINVAL);
+//! 2. joins the network namespace, which now works or tells what is wrong;
+//! 3. attaches to the interface if there is one of that name (RootlessKit makes it beforehand), else makes it;
+//! 4. configures it if asked;
+//! 5. sends the descriptor, and that of the user namespace it joined, and exits.
+//!
+//! **Seeing the end.** A TAP's descriptor holds the network namespace in which /dev/net/tun was opened
+//! (drivers/net/tun.c, `tun_chr_open`), so one that was opened in there keeps it alive for ever, and its end is never seen.
+//! Where nobody promises to tell us (no `--exit-fd`) the TAP is made in a namespace of its own and moved: then the target
+//! dies with its last user and takes the interface along, which the data plane sees at once. The move costs two grace
+//! periods of the kernel, some 15 ms on our machine; therefore not always.
+//!
+//! A name that is busy is tried again for [`BUSY_TIME`]: after a restart the predecessor may not have closed its TAP yet.
+//!
+//! Messages have slirp4netns's form, since that is what the callers' users search for.
+
+use std::fs::OpenOptions;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitStatus, waitpid};
+use serde::{Deserialize, Serialize};
+
+use crate::api::attach::{self, AttachError};
+use crate::network::config::{Mac, Offloads, PlanV4};
+use crate::sandbox::netlink::{Attribute, Batch, LOOPBACK, NetlinkError, move_link};
+use crate::sandbox::tap::{self, TapError};
+use crate::sys::spawn::{self, Forked};
+use crate::{sys, telemetry};
+
+/// How long a busy interface is tried again.
+const BUSY_TIME: Duration = Duration::from_millis(500);
+/// Pause between two tries.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+/// What is to be done, and where.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The network namespace: a file of it.
+    pub netns: PathBuf,
+    /// The user namespace to join first, if the caller named one.
+    pub userns: Option<&'a Path>,
+    /// The user namespace of the target process, if there is a process.
+    pub process_userns: Option<PathBuf>,
+    /// Name of the interface; empty or with `%d`, the kernel numbers it.
+    pub name: &'a str,
+    /// What to configure; None leaves everything as it is.
+    pub configure: Option<Configure>,
+    /// The end of the namespace must be seen by the TAP.
+    pub see_end: bool,
+}
+
+/// What `--configure` sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Configure {
+    /// Address, prefix and route.
+    pub plan: PlanV4,
+    /// MTU, bytes.
+    pub mtu: u16,
+    /// A MAC of the caller's choice.
+    pub mac: Option<Mac>,
+}
+
+/// What the child brought back.
+#[derive(Debug)]
+pub struct Joined {
+    /// The TAP, non-blocking.
+    pub tap: OwnedFd,
+    /// What the kernel granted.
+    pub offloads: Offloads,
+    /// The interface's true name.
+    pub name: String,
+    /// The user namespace that was joined, if one was.
+    pub userns: Option<OwnedFd>,
+}
+
+/// The child's last words.
+#[derive(Debug, Serialize, Deserialize)]
+struct Report {
+    offloads: Offloads,
+    name: String,
+    joined_userns: bool,
+}
+
+/// Why there is no TAP.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// It has said why on stderr.
+    #[error("child failed({0})")]
+    Child(i32),
+    /// fork(2) or its like.
+    #[error("cannot {what}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// Its errno.
+        #[source]
+        source: Errno,
+    },
+    /// The child's message did not come through.
+    #[error(transparent)]
+    Connection(#[from] AttachError),
+}
+
+/// Why the child gave up; the text is what the user sees.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error("{what}: {}", errno.desc())]
+    Named { what: String, errno: Errno },
+    #[error("open(\"/dev/net/tun\"): {}{}", errno.desc(), remedy(*errno))]
+    Device { errno: Errno },
+    #[error("ioctl(TUNSETIFF): {}", describe(source))]
+    Interface { source: std::io::Error },
+    #[error(transparent)]
+    Tap(TapError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Connection(#[from] AttachError),
+}
+
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => " (load its driver: `modprobe tun`, as root)",
+        Errno::EACCES | Errno::EPERM => " (let every user open it: `chmod 666 /dev/net/tun`, as root)",
+        _ => "",
+    }
+}
+
+/// errno's own words, as strerror(3) has them, without Rust's "(os error 22)".
+fn describe(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
+}
+
+fn named(what: impl Into<String>) -> impl FnOnce(Errno) -> ChildError {
+    move |errno| ChildError::Named { what: what.into(), errno }
+}
+
+/// Sends a child into the namespace for a TAP. The process must have one thread.
+pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
+    let call = |what| move |source| JoinError::Call { what, source };
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(call("make a socket pair"))?;
+    let child = match spawn::fork().map_err(call("fork"))? {
+        Forked::Child => spawn::leave_with(|| {
+            drop(ours);
+            match work(request, theirs.as_fd()) {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!("{}", telemetry::chain(&error));
+                    1
+                }
+            }
+        }),
+        Forked::Parent(pid) => pid,
+    };
+    drop(theirs);
+    let report = attach::recv::<Report>(&ours);
+    let code = loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => break code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + signal as i32,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(source) => return Err(JoinError::Call { what: "wait for the child", source }),
+        }
+    };
+    if code != 0 {
+        return Err(JoinError::Child(code));
+    }
+    let (report, fds) = report?;
+    let mut fds = fds.into_iter();
+    let tap = fds.next().ok_or(AttachError::Closed)?;
+    eprintln!("received tapfd={}", tap.as_raw_fd());
+    Ok(Joined {
+        tap,
+        offloads: report.offloads,
+        name: report.name,
+        userns: fds.next().filter(|_| report.joined_userns),
+    })
+}
+
+/// Body of the child.
+fn work(request: &Request<'_>, conn: BorrowedFd<'_>) -> Result<(), ChildError> {
+    let netns = open_namespace(&request.netns)?;
+    let userns = enter(request, &netns)?;
+    let (tap, offloads) = interface(request, netns.as_fd())?;
+    let name = sys::tap::identity(tap.as_fd()).map_or_else(|_| request.name.to_owned(), |(name, _)| name);
+    if let Some(configure) = &request.configure {
+        set_up(&name, configure)?;
+    }
+    eprintln!("sent tapfd={} for {name}", tap.as_raw_fd());
+    let report = Report { offloads, name, joined_userns: userns.is_some() };
+    let mut fds: Vec<RawFd> = vec![tap.as_raw_fd()];
+    fds.extend(userns.as_ref().map(AsRawFd::as_raw_fd));
+    Ok(attach::send(conn, &report, &fds)?)
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, ChildError> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(named(path.display().to_string()))
+}
+
+/// Joins both namespaces; the user namespace that it took, if it was not ours before.
+fn enter(request: &Request<'_>, netns: &OwnedFd) -> Result<Option<OwnedFd>, ChildError> {
+    let candidates = [
+        request.userns.map(open_namespace).transpose()?,
+        sys::namespace::owner(netns.as_fd()).ok(),
+        request.process_userns.as_deref().and_then(|path| open_namespace(path).ok()),
+    ];
+    let mut last = Errno::EPERM;
+    for userns in candidates.into_iter().flatten().map(Some).chain([None]) {
+        let joined = userns.filter(|fd| setns(fd, CloneFlags::CLONE_NEWUSER).is_ok());
+        match setns(netns, CloneFlags::CLONE_NEWNET) {
+            Ok(()) => return Ok(joined),
+            Err(errno) => last = errno,
+        }
+    }
+    Err(named("setns(CLONE_NEWNET)")(last))
+}
+
+/// Attaches to the interface, or makes it; we are in the target namespace before and after.
+fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), ChildError> {
+    // Opened once for nothing, to tell a device that is not to be had from a name that is not.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map_err(|error| ChildError::Device { errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)) })?;
+    let give_up = Instant::now() + BUSY_TIME;
+    loop {
+        let exists = nix::net::if_::if_nametoindex(request.name).is_ok();
+        let made = if request.see_end && !exists { made_outside(request.name, netns) } else { made_here(request.name) };
+        match made {
+            Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(BUSY_PAUSE),
+            made => return made,
+        }
+    }
+}
+
+fn is_busy(error: &ChildError) -> bool {
+    let code = match error {
+        ChildError::Interface { source } | ChildError::Netlink(NetlinkError::Refused { source, .. }) => {
+            source.raw_os_error()
+        }
+        _ => None,
+    };
+    matches!(code, Some(libc::EBUSY | libc::EEXIST))
+}
+
+fn made_here(name: &str) -> Result<(OwnedFd, Offloads), ChildError> {
+    tap::create(name).map_err(|error| match error {
+        TapError::Create { source, .. } => ChildError::Interface { source },
+        other @ TapError::Set { .. } => ChildError::Tap(other),
+    })
+}
+
+/// Makes it in a namespace that nobody else is in, which only the descriptor holds from then on, and moves it.
+fn made_outside(name: &str, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), ChildError> {
+    if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+        // No namespaces left, or not allowed: then without seeing the end.
+        return made_here(name);
+    }
+    let pattern = if name.is_empty() { "tap%d" } else { name };
+    let made = made_here(name).and_then(|(tap, offloads)| {
+        let own = sys::tap::identity(tap.as_fd()).map_err(named("ioctl(TUNGETIFF)"))?.0;
+        let index = nix::net::if_::if_nametoindex(own.as_str()).map_err(named("if_nametoindex"))?;
+        move_link(index, netns, pattern)?;
+        Ok((tap, offloads))
+    });
+    setns(netns, CloneFlags::CLONE_NEWNET).map_err(named("setns(CLONE_NEWNET)"))?;
+    made
+}
+
+/// lo and the interface up, MTU, MAC, address and default route: in that order, with that program's words for a failure.
+fn set_up(name: &str, configure: &Configure) -> Result<(), ChildError> {
+    let index = nix::net::if_::if_nametoindex(name).map_err(named("cannot set device up"))?;
+    let plan = configure.plan;
+    let mut batch = Batch::default();
+    batch.set_link("set device up", LOOPBACK, true, vec![]);
+    batch.set_link("set MTU", index, false, vec![Attribute::Mtu(u32::from(configure.mtu))]);
+    if let Some(mac) = configure.mac {
+        batch.set_link("set MAC address", index, false, vec![Attribute::Address(mac.0.to_vec())]);
+    }
+    batch.set_link("set device up", index, true, vec![]);
+    batch.add_address("set device address", index, IpAddr::V4(plan.guest), plan.subnet.prefix_len());
+    batch.add_default_route("set route", index, IpAddr::V4(plan.gateway));
+    Ok(batch.run()?)
+}
