@@ -7,38 +7,27 @@
 //! ```
 //!
 //! [`World::run`] starts this very test again, as an ordinary user (when we are root), in new user, network, mount and
-//! PID namespaces. There the test is uid 1000 with the capabilities of the outer user namespace, which lets it lay
-//! cables; `tapway` and the programs of "the host" are started without them, so tapway sees what an ordinary user
-//! sees. When the test ends, the PID namespace takes every process with it and the mount namespace every file.
-//!
-//! Sockets of any namespace are made in this process: network namespaces belong to threads, so [`Ns::run`] starts a
-//! thread that enters the namespace and runs a closure there.
+//! PID namespaces (see `spaces`). There the test is uid 1000 with the capabilities of the outer user namespace, which
+//! lets it lay cables; `tapway` and the programs of "the host" are started without them, so tapway sees what an
+//! ordinary user sees.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, setns, unshare};
+pub use crate::spaces::{Cmd, Ns, Proc, long, need, wait_for};
+use crate::spaces::{Entry, SCRATCH, enter, inside, pids, test_name};
 
-/// Set in the inner run of a test; its value is the path of the `tapway` binary to use.
-const INNER: &str = "TAPWAY_TEST_INNER";
-/// Whole life of one test, seconds. The outer run kills the PID namespace then.
-const TEST_LIMIT: u32 = 400;
-/// Where the tests keep their files: a tmpfs of the inner mount namespace.
-const SCRATCH: &str = "/mnt";
-/// Search path for programs; the caller's may lead to directories that the ordinary user cannot read.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
-const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping mtr-tiny nginx-light \
-                        procps python3 redis-server redis-tools traceroute udhcpc util-linux wrk";
+/// How a test of this binary gets to its stage.
+const ENTRY: Entry = Entry {
+    unshare: "unshare --user --map-user=1000 --map-group=1000 --keep-caps --net --mount --pid --fork --kill-child \
+              --mount-proc --",
+    env: &[("HOME", "/mnt/home"), ("XDG_RUNTIME_DIR", "/mnt/run"), ("XDG_STATE_HOME", "/mnt/home/state")],
+    seconds: 400,
+};
 
 /// Addresses of the stage.
 pub const HOST4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -50,209 +39,6 @@ pub const INET6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 /// Addresses of the default plan of `tapway run`.
 pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const DNS4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-
-/// A network namespace that stays alive as long as this value.
-#[derive(Clone)]
-pub struct Ns(Arc<File>);
-
-impl Ns {
-    /// The namespace of the calling thread.
-    pub fn current() -> Self {
-        Self(Arc::new(File::open("/proc/thread-self/ns/net").expect("cannot open our network namespace")))
-    }
-
-    /// A new one, with loopback up.
-    pub fn new() -> Self {
-        let ns = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace");
-            Self::current()
-        });
-        let ns = ns.join().expect("the thread that makes a namespace panicked");
-        ns.sh("ip link set lo up");
-        ns
-    }
-
-    /// Runs `f` on a thread inside this namespace: sockets that it makes and programs that it starts live there.
-    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                setns(&*self.0, CloneFlags::CLONE_NEWNET).expect("cannot enter a network namespace");
-                f()
-            });
-            match inside.join() {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
-    }
-
-    /// Starts `f` on a thread inside this namespace and does not wait for it.
-    pub fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        let ns = self.clone();
-        thread::spawn(move || {
-            setns(&*ns.0, CloneFlags::CLONE_NEWNET).expect("cannot enter a network namespace");
-            f()
-        })
-    }
-
-    /// A program in this namespace.
-    pub fn cmd<S: AsRef<str>>(&self, argv: &[S]) -> Cmd {
-        Cmd::new(Some(self.clone()), argv)
-    }
-
-    /// A shell line in this namespace; it must succeed. Returns its standard output.
-    pub fn sh(&self, line: &str) -> String {
-        self.cmd(&["sh", "-ec", line]).ok()
-    }
-
-    /// Waits until something listens on this TCP port (any address).
-    pub fn await_listener(&self, port: u16) {
-        let what = format!("a listener on TCP port {port}");
-        wait_for(&what, Duration::from_secs(20), || {
-            let filter = format!("sport = :{port}");
-            !self.cmd(&["ss", "-Hltn", &filter]).ok().is_empty()
-        });
-    }
-}
-
-/// A program to run, with a limit on its time.
-#[derive(Clone)]
-pub struct Cmd {
-    ns: Option<Ns>,
-    argv: Vec<String>,
-    limit: Duration,
-    drop_caps: bool,
-}
-
-/// What a program left behind.
-pub struct Ended {
-    pub stdout: String,
-    pub stderr: String,
-    /// Exit code; 128 + n for signal n.
-    pub code: i32,
-}
-
-impl Cmd {
-    fn new<S: AsRef<str>>(ns: Option<Ns>, argv: &[S]) -> Self {
-        let argv = argv.iter().map(|s| s.as_ref().to_owned()).collect::<Vec<_>>();
-        Self { ns, argv, limit: Duration::from_mins(1), drop_caps: false }
-    }
-
-    /// Another limit than 60 seconds.
-    pub fn limit(mut self, seconds: u64) -> Self {
-        self.limit = Duration::from_secs(seconds);
-        self
-    }
-
-    /// Without the capabilities of the outer user namespace: what an ordinary user starts.
-    pub fn unprivileged(mut self) -> Self {
-        self.drop_caps = true;
-        self
-    }
-
-    fn command(&self) -> Command {
-        need(&self.argv[0]);
-        let mut argv = Vec::new();
-        if self.drop_caps {
-            argv.extend(["setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--"].map(str::to_owned));
-        }
-        argv.extend(self.argv.iter().cloned());
-        let mut command = Command::new(&argv[0]);
-        command.args(&argv[1..]).stdin(Stdio::null()).current_dir(SCRATCH);
-        command
-    }
-
-    /// Starts it; standard output is a pipe that the caller may read, standard error goes to a file shown on failure.
-    pub fn spawn(&self) -> Proc {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let log = PathBuf::from(format!("{SCRATCH}/stderr.{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
-        let stderr = File::create(&log).expect("cannot make a file for standard error");
-        let start = || self.command().stdout(Stdio::piped()).stderr(stderr).spawn();
-        let child = match &self.ns {
-            Some(ns) => ns.run(start),
-            None => start(),
-        };
-        let child = child.unwrap_or_else(|e| panic!("cannot start {:?}: {e}", self.argv));
-        Proc { child, argv: self.argv.clone(), log }
-    }
-
-    /// Runs it to its end. Panics if it takes longer than the limit.
-    pub fn end(&self) -> Ended {
-        self.spawn().end(self.limit)
-    }
-
-    /// Runs it; it must succeed. Returns its standard output.
-    pub fn ok(&self) -> String {
-        let ended = self.end();
-        assert!(
-            ended.code == 0,
-            "{:?} ended with {}\n--- stdout\n{}\n--- stderr\n{}",
-            self.argv,
-            ended.code,
-            ended.stdout,
-            ended.stderr
-        );
-        ended.stdout
-    }
-}
-
-/// A running program; killed when dropped.
-pub struct Proc {
-    pub child: Child,
-    argv: Vec<String>,
-    log: PathBuf,
-}
-
-impl Proc {
-    /// What it wrote to standard error so far.
-    pub fn stderr(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).expect("a process id fits")
-    }
-
-    /// Waits for its end.
-    pub fn end(mut self, limit: Duration) -> Ended {
-        let mut pipe = self.child.stdout.take().expect("standard output was taken before");
-        let reader = thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        let give_up = Instant::now() + limit;
-        let status = loop {
-            match self.child.try_wait().expect("cannot wait for a child") {
-                Some(status) => break status,
-                None if Instant::now() > give_up => {
-                    let _ = self.child.kill();
-                    thread::sleep(Duration::from_millis(100));
-                    let stdout = if reader.is_finished() { reader.join().unwrap_or_default() } else { String::new() };
-                    let stderr = self.stderr();
-                    panic!("{:?} did not end within {limit:?}\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.argv);
-                }
-                None => thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        // A grandchild may hold the pipe for ever; what the program itself wrote is there at once.
-        let late = Instant::now() + Duration::from_secs(5);
-        while !reader.is_finished() && Instant::now() < late {
-            thread::sleep(Duration::from_millis(5));
-        }
-        let stdout = if reader.is_finished() { reader.join().unwrap_or_default() } else { String::new() };
-        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        Ended { stdout, stderr: self.stderr(), code }
-    }
-}
-
-impl Drop for Proc {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// What differs from test to test before anything runs.
 #[derive(Clone, Copy)]
@@ -279,14 +65,15 @@ impl World {
 
     /// The same on a stage that differs from the usual one.
     pub fn run_on<F: FnOnce(&World)>(stage: Stage, test: F) {
-        match std::env::var(INNER) {
-            Ok(tapway) => test(&World::build(tapway, stage)),
-            Err(_) => outer(&test_name::<F>()),
+        match inside() {
+            Some(tapway) => test(&World::build(tapway, stage)),
+            None => enter(&test_name::<F>(), &ENTRY),
         }
     }
 
     fn build(tapway: String, stage: Stage) -> World {
         let host = Ns::current();
+        // The scratch directory is made by this very command, so it cannot start there yet.
         let setup = Cmd::new(
             None,
             &[
@@ -301,17 +88,14 @@ impl World {
                  ip link set lo up",
             ],
         );
-        // The scratch directory is made by this very command, so it cannot start there yet.
-        let done = setup.command().current_dir("/").output().expect("cannot run sh");
-        assert!(done.status.success(), "cannot lay the stage: {}", String::from_utf8_lossy(&done.stderr));
+        setup.directory("/").ok();
         if stage.ping_sockets {
             host.sh("echo '1000 1000' > /proc/sys/net/ipv4/ping_group_range");
         }
         let (router, internet) = (Ns::new(), Ns::new());
         let me = std::process::id();
         // A veth end is moved by descriptor: the router's thread makes both cables and hands one end to each side.
-        let internet_fd = Arc::clone(&internet.0);
-        let internet_path = format!("/proc/{me}/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*internet_fd));
+        let internet_path = internet.path();
         router.sh(&format!(
             "ip link add h0 type veth peer name up0 netns {me}
              ip link add n0 type veth peer name up0 netns {internet_path}
@@ -403,7 +187,7 @@ impl World {
         });
         let pid = pid.expect("just found");
         let file = File::open(format!("/proc/{pid}/ns/net")).expect("cannot open the guest's network namespace");
-        Guest { monitor, pid, ns: Ns(Arc::new(file)), _stdout: stdout }
+        Guest { monitor, pid, ns: file.into(), _stdout: stdout }
     }
 
     /// Process ids of all living `tapway` processes.
@@ -489,132 +273,4 @@ pub fn addresses6(ns: &Ns, device: &str, scope: &str) -> Vec<Ipv6Addr> {
     // What a filter hides is still there, as an empty object.
     let infos = json.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array()).flatten();
     infos.filter(|a| a.get("tentative").is_none()).filter_map(|a| a["local"].as_str()?.parse().ok()).collect()
-}
-
-/// Polls until `done` says so; panics after `limit`.
-pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let give_up = Instant::now() + limit;
-    while !done() {
-        assert!(Instant::now() < give_up, "waited {limit:?} in vain for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Fails the test with a remedy if a program is not installed.
-pub fn need(program: &str) {
-    let found = program.contains('/') || PATH.split(':').any(|dir| Path::new(dir).join(program).exists());
-    assert!(found, "{program} is not installed; apt-get install -y --no-install-recommends {PACKAGES}");
-}
-
-/// True in the nightly runs, where tests may take longer and cover more.
-pub fn long() -> bool {
-    std::env::var_os("TAPWAY_TEST_LONG").is_some()
-}
-
-fn pids() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").expect("cannot read /proc");
-    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
-}
-
-/// `module::test`, the name under which libtest knows the function whose closure `F` is.
-fn test_name<F>() -> String {
-    let full = std::any::type_name::<F>();
-    let path = full.split_once("::").map_or(full, |(_crate, path)| path);
-    path.trim_end_matches("::{{closure}}").to_owned()
-}
-
-/// Runs one test of this binary inside new namespaces, and panics with its output if it fails.
-fn outer(name: &str) {
-    for program in ["setpriv", "unshare", "timeout", "nsenter"] {
-        need(program);
-    }
-    let (test, tapway) = executables();
-    let limit = if long() { TEST_LIMIT * 4 } else { TEST_LIMIT };
-    let mut argv = vec!["timeout".to_owned(), "-k".into(), "5".into(), limit.to_string()];
-    if nix::unistd::geteuid().is_root() {
-        let (uid, gid) = ordinary_user();
-        argv.extend(["setpriv".to_owned(), format!("--reuid={uid}"), format!("--regid={gid}")]);
-        argv.extend(["--clear-groups", "--"].map(str::to_owned));
-    }
-    let namespaces = "unshare --user --map-user=1000 --map-group=1000 --keep-caps --net --mount --pid --fork \
-                      --kill-child --mount-proc --";
-    argv.extend(namespaces.split_whitespace().map(str::to_owned));
-    argv.push(test.display().to_string());
-    argv.extend(["--exact", name, "--nocapture", "--include-ignored"].map(str::to_owned));
-    let kept = std::env::vars().filter(|(name, _)| name.starts_with("TAPWAY_TEST_") || name == "TAPWAY_NO_SKIP");
-    let output = Command::new(&argv[0])
-        .args(&argv[1..])
-        .current_dir("/")
-        .env_clear()
-        .envs(kept)
-        .env("PATH", PATH)
-        .env("HOME", format!("{SCRATCH}/home"))
-        .env("XDG_RUNTIME_DIR", format!("{SCRATCH}/run"))
-        .env("XDG_STATE_HOME", format!("{SCRATCH}/home/state"))
-        .env("LC_ALL", "C.UTF-8")
-        .env("RUST_BACKTRACE", "0")
-        .env(INNER, &tapway)
-        .stdin(Stdio::null())
-        .output()
-        .expect("cannot start timeout(1)");
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    print!("{stdout}");
-    eprint!("{stderr}");
-    assert!(output.status.success(), "{name} failed inside its namespaces ({}); see above", output.status);
-    assert!(stdout.contains("1 passed"), "{name} did not run inside its namespaces");
-}
-
-/// The ordinary user that stands in for root: `tapway-test` as `.ci/run` makes it, else `tester`, else just a number
-/// (the kernel does not ask for a name).
-fn ordinary_user() -> (u32, u32) {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    for name in ["tapway-test", "tester"] {
-        let entry = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f[0] == name);
-        if let Some((uid, gid)) = entry.and_then(|f| Some((f.get(2)?.parse().ok()?, f.get(3)?.parse().ok()?))) {
-            return (uid, gid);
-        }
-    }
-    (61_234, 61_234)
-}
-
-/// The test binary and the tapway binary, at places where the ordinary user can execute them: a clone below /root
-/// is closed to it, so then they are copied, once per build.
-fn executables() -> (PathBuf, PathBuf) {
-    let test = std::env::current_exe().expect("cannot find our own executable");
-    let tapway = std::env::var_os("TAPWAY_TEST_BINARY")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_tapway")), PathBuf::from);
-    if !nix::unistd::geteuid().is_root() {
-        return (test, tapway);
-    }
-    (reachable(&test), reachable(&tapway))
-}
-
-fn reachable(path: &Path) -> PathBuf {
-    let (uid, gid) = ordinary_user();
-    let open = Command::new("setpriv")
-        .args([&format!("--reuid={uid}"), &format!("--regid={gid}"), "--clear-groups", "--", "test", "-x"])
-        .arg(path)
-        .stderr(Stdio::null())
-        .status();
-    if open.is_ok_and(|status| status.success()) {
-        return path.to_owned();
-    }
-    let meta = fs::metadata(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-    let directory = std::env::temp_dir().join("tapway-test-binaries");
-    fs::create_dir_all(&directory).expect("cannot make a directory for test binaries");
-    let owner = fs::symlink_metadata(&directory).map(|m| (m.is_dir(), m.uid()));
-    assert!(owner.is_ok_and(|o| o == (true, 0)), "{} is somebody else's; remove it", directory.display());
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("cannot open that directory");
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // A directory per build, so that the process is still called `tapway` and an older copy is never taken for it.
-    let build = directory.join(format!("{}-{}-{}", meta.ino(), meta.mtime(), meta.mtime_nsec()));
-    fs::create_dir_all(&build).expect("cannot make a directory for a test binary");
-    let copy = build.join(&name);
-    if !copy.exists() {
-        let part = build.join(format!("{name}.{}.{:?}", std::process::id(), thread::current().id()));
-        fs::copy(path, &part).expect("cannot copy a test binary");
-        fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("cannot make a test binary executable");
-        fs::rename(&part, &copy).expect("cannot put a test binary in place");
-    }
-    copy
 }
