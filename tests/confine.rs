@@ -154,8 +154,9 @@ fn forbidden_acts_of_a_process_that_stands_alone() {
 #[test]
 fn a_process_that_stands_alone_does_its_work() {
     for (label, tree) in [("plain", false), ("tree", true)] {
-        let Some(out) = run("a_process_that_stands_alone_does_its_work", label, || {
-            let base = std::env::temp_dir().join(format!("tapway-alone-{}", std::process::id()));
+        let base = |pid: Pid| std::env::temp_dir().join(format!("tapway-alone-{pid}"));
+        let act = || {
+            let base = base(Pid::this());
             let (ours, other) = (base.join("ours"), base.join("other"));
             for dir in [&ours, &other] {
                 std::fs::create_dir_all(dir).unwrap();
@@ -193,9 +194,13 @@ fn a_process_that_stands_alone_does_its_work() {
                 }
             }
             42
-        }) else {
-            continue;
         };
+        let tidy = |child: Pid| {
+            use nix::sys::wait::{Id, WaitPidFlag, waitid};
+            waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+            let _ = std::fs::remove_dir_all(base(child));
+        };
+        let Some(out) = run_watched("a_process_that_stands_alone_does_its_work", label, act, tidy) else { continue };
         let err = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(42), "{label}: {err}");
     }

@@ -32,7 +32,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::unistd::{chdir, geteuid, pivot_root};
+use nix::unistd::{chdir, getegid, geteuid, pivot_root};
 
 use super::{ConfineError, LANDLOCK_ABI, Outcome, filter, no_new_privileges, raise_descriptor_limit};
 
@@ -120,8 +120,18 @@ fn own_mounts(userns: Option<OwnedFd>) -> Result<(), StandaloneError> {
             setns(userns, CloneFlags::CLONE_NEWUSER).map_err(tree_error("join the user namespace"))?;
             unshare(CloneFlags::CLONE_NEWNS).map_err(tree_error("make a mount namespace"))
         }
-        None => unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-            .map_err(tree_error("make a user and mount namespace")),
+        None => {
+            let (uid, gid) = (geteuid(), getegid());
+            unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+                .map_err(tree_error("make a user and mount namespace"))?;
+            // Who is nobody makes no files, not even in a tmpfs (EOVERFLOW).
+            let write = |file: &str, text: String| {
+                fs::write(Path::new("/proc/self").join(file), text).map_err(io_error(format!("write {file}")))
+            };
+            write("setgroups", "deny".into())?;
+            write("gid_map", format!("{gid} {gid} 1"))?;
+            write("uid_map", format!("{uid} {uid} 1"))
+        }
     }
 }
 
