@@ -115,24 +115,20 @@ fn own_mounts(userns: Option<OwnedFd>) -> Result<(), StandaloneError> {
     if geteuid().is_root() && unshare(CloneFlags::CLONE_NEWNS).is_ok() {
         return Ok(());
     }
-    match userns {
-        Some(userns) => {
-            setns(userns, CloneFlags::CLONE_NEWUSER).map_err(tree_error("join the user namespace"))?;
-            unshare(CloneFlags::CLONE_NEWNS).map_err(tree_error("make a mount namespace"))
-        }
-        None => {
-            let (uid, gid) = (geteuid(), getegid());
-            unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-                .map_err(tree_error("make a user and mount namespace"))?;
-            // Who is nobody makes no files, not even in a tmpfs (EOVERFLOW).
-            let write = |file: &str, text: String| {
-                fs::write(Path::new("/proc/self").join(file), text).map_err(io_error(format!("write {file}")))
-            };
-            write("setgroups", "deny".into())?;
-            write("gid_map", format!("{gid} {gid} 1"))?;
-            write("uid_map", format!("{uid} {uid} 1"))
-        }
+    if let Some(userns) = userns {
+        setns(userns, CloneFlags::CLONE_NEWUSER).map_err(tree_error("join the user namespace"))?;
+        return unshare(CloneFlags::CLONE_NEWNS).map_err(tree_error("make a mount namespace"));
     }
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .map_err(tree_error("make a user and mount namespace"))?;
+    // Who is nobody makes no files, not even in a tmpfs (EOVERFLOW).
+    let write = |file: &str, text: String| {
+        fs::write(Path::new("/proc/self").join(file), text).map_err(io_error(format!("write {file}")))
+    };
+    write("setgroups", "deny".into())?;
+    write("gid_map", format!("{gid} {gid} 1"))?;
+    write("uid_map", format!("{uid} {uid} 1"))
 }
 
 /// /etc and /run, read-only, in an otherwise empty root.
