@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports, reason = "other binaries include this module")]
 pub use crate::spaces::{Cmd, Ns, Proc, long, need, wait_for};
 use crate::spaces::{Entry, SCRATCH, enter, inside, pids, test_name};
 
@@ -93,6 +94,10 @@ impl World {
             host.sh("echo '1000 1000' > /proc/sys/net/ipv4/ping_group_range");
         }
         let (router, internet) = (Ns::new(), Ns::new());
+        // A router solicits from its link-local address, which would otherwise be checked for a second or two first.
+        for ns in [&host, &router, &internet] {
+            ns.sh("echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad");
+        }
         let me = std::process::id();
         // A veth end is moved by descriptor: the router's thread makes both cables and hands one end to each side.
         let internet_path = internet.path();
@@ -134,6 +139,11 @@ impl World {
     pub fn host_resolv_conf(&self, text: &str) {
         fs::write("/etc/resolv.conf.new", text).expect("cannot write resolv.conf");
         fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").expect("cannot replace resolv.conf");
+    }
+
+    /// Where the binary under test is.
+    pub fn binary(&self) -> &str {
+        &self.tapway
     }
 
     /// `tapway ARGS…` as the ordinary user of the host.
