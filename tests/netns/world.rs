@@ -142,6 +142,7 @@ impl World {
     }
 
     /// Where the binary under test is.
+    #[allow(dead_code, reason = "for the other binary that includes this module")]
     pub fn binary(&self) -> &str {
         &self.tapway
     }
