@@ -3,5 +3,6 @@
 pub mod address;
 pub mod datagram;
 pub mod echo;
+pub mod published;
 pub mod resolver;
 pub mod stream;

@@ -15,6 +15,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::command::DataPlane;
 use crate::api::attach::{self, AttachError, ToNetwork};
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 
@@ -80,6 +81,8 @@ pub struct Control {
     pub answers: mpsc::Sender<DnsAnswer>,
     /// Wakes the data plane.
     pub wake: Arc<EventFd>,
+    /// Changes published ports.
+    pub plane: DataPlane,
 }
 
 impl Control {
@@ -90,7 +93,7 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, plane: _plane } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         resolver.set_servers(dns);
         let (conn, mut look) = match supervisor {

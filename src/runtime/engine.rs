@@ -21,6 +21,7 @@ use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::Capture;
+use super::command::{Command, DataPlane};
 use super::control::{self, Control, DnsAnswer, Supervisor};
 use super::sockets::{KeptError, Sockets, TcpSocket, Token};
 use super::{Attached, RuntimeError, system};
@@ -74,6 +75,7 @@ pub struct Engine {
     frame: Box<[u8]>,
     datagram: Box<[u8]>,
     answers: mpsc::Receiver<DnsAnswer>,
+    commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     start: Clock,
     addresses_at: Option<Instant>,
@@ -93,6 +95,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     let wake =
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(system("make an eventfd"))?;
     let wake = Arc::new(wake);
+    let (plane, commands) = DataPlane::new(Arc::clone(&wake), listeners.len());
     let mut sockets = Sockets::new(&endpoint, tap, listeners, queries).map_err(system("set up epoll"))?;
     sockets.watch(wake.as_fd(), Token::Control).map_err(system("watch the eventfd"))?;
     if let Some(exit) = &exit {
@@ -113,6 +116,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         frame: vec![0; MAX_FRAME].into_boxed_slice(),
         datagram: vec![0; usize::from(u16::MAX) + 1].into_boxed_slice(),
         answers: answers_out,
+        commands,
         wake: Arc::clone(&wake),
         start: Clock::now(),
         addresses_at: None,
@@ -121,7 +125,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         _exit: exit,
         drops_told: 0,
     };
-    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake }))
+    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, plane }))
 }
 
 impl Engine {
@@ -150,8 +154,8 @@ impl Engine {
                     Some(Token::Tcp(flow)) => self.tcp_ready(flow, event.events(), now),
                     Some(Token::Udp(id)) => self.udp_ready(id, event.events(), now),
                     Some(Token::Ping(id)) => self.ping_ready(id, event.events()),
-                    Some(Token::Listener(index)) => self.listener_ready(index, event.events(), now),
-                    Some(Token::Control) => self.control_ready(),
+                    Some(Token::Listener(number)) => self.listener_ready(number, event.events(), now),
+                    Some(Token::Control) => self.control_ready(now),
                     Some(Token::Exit) => return Ok(End::Exit),
                     None => {}
                 }
@@ -191,9 +195,7 @@ impl Engine {
         }
         if self.resting_until.is_some_and(|at| at <= now) {
             self.resting_until = None;
-            for index in 0..self.sockets.listeners.len() {
-                self.sockets.pause_listener(index, false);
-            }
+            self.sockets.resume_listeners();
         }
     }
 
@@ -493,15 +495,15 @@ impl Engine {
         self.sockets.set_tcp_interest(flow, (!over).then_some(wanted));
     }
 
-    fn listener_ready(&mut self, index: usize, flags: EpollFlags, now: Instant) {
-        let Some(port) = self.sockets.listeners.get(index) else { return };
+    fn listener_ready(&mut self, number: usize, flags: EpollFlags, now: Instant) {
+        let Some(port) = self.sockets.listeners.get(&number) else { return };
         let spec = port.spec;
         if spec.proto == Proto::Udp {
-            self.published_datagrams(index, flags, now);
+            self.published_datagrams(number, flags, now);
             return;
         }
         for _ in 0..ACCEPT_BUDGET {
-            let Some(port) = self.sockets.listeners.get(index) else { return };
+            let Some(port) = self.sockets.listeners.get(&number) else { return };
             let guest = GuestPort { addr: spec.guest_addr, port: spec.guest_port };
             match stream::accept(port.fd.as_fd()) {
                 Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, guest, canonical(client)) {
@@ -514,7 +516,7 @@ impl Engine {
                         Some(libc::EAGAIN) => {}
                         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
                             self.sockets.warn_socket("TCP", &error);
-                            self.sockets.pause_listener(index, true);
+                            self.sockets.pause_listener(number);
                             self.resting_until = Some(now + LISTENER_REST.into());
                         }
                         // The client was gone before it was accepted; others wait.
@@ -547,12 +549,12 @@ impl Engine {
         }
     }
 
-    fn published_datagrams(&mut self, index: usize, flags: EpollFlags, now: Instant) {
+    fn published_datagrams(&mut self, number: usize, flags: EpollFlags, now: Instant) {
         if flags.contains(EpollFlags::EPOLLERR) {
-            self.sockets.drain_listener_errors(index);
+            self.sockets.drain_listener_errors(number);
         }
         for _ in 0..DATAGRAM_BUDGET {
-            let Some(port) = self.sockets.listeners.get(index) else { return };
+            let Some(port) = self.sockets.listeners.get(&number) else { return };
             let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
             let bound = port.spec.host_addr;
             match msg::recv(port.fd.as_fd(), &mut self.datagram) {
@@ -562,10 +564,10 @@ impl Engine {
                     let ends = (got.from, got.local.unwrap_or(bound));
                     let payload = &self.datagram[..got.len];
                     let out = &mut self.sockets;
-                    self.stack.handle_udp_published(now, (index, guest), ends, payload, got.segment, out);
+                    self.stack.handle_udp_published(now, (number, guest), ends, payload, got.segment, out);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.sockets.drain_listener_errors(index),
+                Err(_) => self.sockets.drain_listener_errors(number),
             }
         }
     }
@@ -591,10 +593,36 @@ impl Engine {
         }
     }
 
-    fn control_ready(&mut self) {
+    fn control_ready(&mut self, now: Instant) {
         let _ = self.wake.read();
         while let Ok(DnsAnswer { guest, server, answer }) = self.answers.try_recv() {
             self.stack.handle_dns_answer(guest, server, &answer, &mut self.sockets);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command, now);
+        }
+    }
+}
+
+impl Engine {
+    /// Does what the control plane asks. Who asked may have stopped waiting; it is done all the same.
+    fn obey(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Listen { number, listener, fd, done } => {
+                let _ = done.send(self.sockets.add_listener(number, listener, fd));
+            }
+            Command::Unlisten { number, done } => {
+                // What has come before is served: connections that clients hold for established, the guest's answers.
+                self.listener_ready(number, EpollFlags::EPOLLIN, now);
+                self.sockets.flush();
+                let port = self.sockets.listeners.remove(&number);
+                if port.as_ref().is_some_and(|port| port.spec.proto == Proto::Udp) {
+                    self.stack.handle_listener_gone(number);
+                }
+                let known = port.is_some();
+                drop(port);
+                let _ = done.send(known);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 //! set up by its own command line and ends with its exit descriptor or its TAP.
 
 pub mod capture;
+pub mod command;
 pub mod control;
 pub mod engine;
 pub mod output;

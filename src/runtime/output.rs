@@ -50,8 +50,8 @@ impl Sockets {
     }
 
     /// Empties the error queue of a published UDP port: its clients' troubles are not the guest's.
-    pub fn drain_listener_errors(&mut self, index: usize) {
-        if let Some(port) = self.listeners.get(index) {
+    pub fn drain_listener_errors(&mut self, number: usize) {
+        if let Some(port) = self.listeners.get(&number) {
             drain(port.fd.as_fd(), |_, _| {});
         }
     }
@@ -90,7 +90,11 @@ impl Sockets {
                 (Datagram::as_fd(socket), Some(id), None)
             }
             UdpVia::Listener { index, local } => {
-                let Some(port) = self.listeners.get(index) else { return };
+                let Some(port) = self.listeners.get(&index) else {
+                    // It was taken away since the guest's datagram was kept back.
+                    self.drops.count(DropReason::NoMapping);
+                    return;
+                };
                 (port.fd.as_fd(), None, Some(local))
             }
         };

@@ -4,10 +4,12 @@
 //! where consecutive ones of a flow have one size. Errors that concern the guest are kept (bounded) and told to the stack
 //! after the call. An epoll event names its flow by [`Token`]; a token of a flow that is gone finds nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use foldhash::fast::FixedState;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::sync::mpsc;
 
@@ -39,7 +41,7 @@ pub enum Token {
     Udp(Id),
     /// An echo session.
     Ping(Id),
-    /// A published port.
+    /// A published port, by its number.
     Listener(usize),
     /// The exit descriptor.
     Exit,
@@ -144,6 +146,15 @@ pub struct PublishedPort {
     pub paused: bool,
 }
 
+impl PublishedPort {
+    fn watch(&self, epoll: &Epoll, number: usize, flags: EpollFlags) {
+        let mut event = EpollEvent::new(flags, Token::Listener(number).encode());
+        if let Err(error) = epoll.modify(&self.fd, &mut event) {
+            tracing::warn!("cannot watch published port {}: {error}", self.spec.host_port);
+        }
+    }
+}
+
 /// An error about something that the guest sent.
 #[derive(Debug)]
 pub struct KeptError {
@@ -185,8 +196,8 @@ pub struct Sockets {
     pub tcp: Slots<TcpSocket>,
     pub(super) udp: Slots<Datagram>,
     pub(super) ping: Slots<Echo>,
-    /// Published ports.
-    pub listeners: Vec<PublishedPort>,
+    /// Published ports by number. A number is never used twice, so an event of one that is gone finds nothing.
+    pub listeners: HashMap<usize, PublishedPort, FixedState>,
     /// Errors to tell the stack.
     pub errors: Vec<KeptError>,
     pub(super) pending: Pending,
@@ -224,7 +235,7 @@ impl Sockets {
             tcp: Slots::new(),
             udp: Slots::new(),
             ping: Slots::new(),
-            listeners: Vec::with_capacity(listeners.len()),
+            listeners: HashMap::default(),
             errors: Vec::with_capacity(MAX_ERRORS),
             pending: Pending {
                 via: none,
@@ -244,12 +255,8 @@ impl Sockets {
             warned_sockets: false,
             capture: None,
         };
-        for (index, (spec, fd)) in listeners.into_iter().enumerate() {
-            if spec.proto == crate::network::config::Proto::Udp {
-                crate::host::datagram::prepare_published(fd.as_fd(), spec.host_addr.is_ipv6());
-            }
-            sockets.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, Token::Listener(index).encode()))?;
-            sockets.listeners.push(PublishedPort { spec, fd, paused: false });
+        for (number, (spec, fd)) in listeners.into_iter().enumerate() {
+            sockets.add_listener(number, spec, fd)?;
         }
         Ok(sockets)
     }
@@ -282,17 +289,31 @@ impl Sockets {
         }
     }
 
-    /// Takes a published port out of epoll, or puts it back.
-    pub fn pause_listener(&mut self, index: usize, paused: bool) {
-        let Some(port) = self.listeners.get_mut(index) else { return };
-        if port.paused == paused {
-            return;
+    /// Takes a published port in, under a number that no other ever had.
+    pub fn add_listener(&mut self, number: usize, spec: Listener, fd: OwnedFd) -> io::Result<()> {
+        if spec.proto == crate::network::config::Proto::Udp {
+            crate::host::datagram::prepare_published(fd.as_fd(), spec.host_addr.is_ipv6());
         }
-        port.paused = paused;
-        let flags = if paused { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
-        let mut event = EpollEvent::new(flags, Token::Listener(index).encode());
-        if let Err(error) = self.epoll.modify(&port.fd, &mut event) {
-            tracing::warn!("cannot watch published port {}: {error}", port.spec.host_port);
+        self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, Token::Listener(number).encode()))?;
+        self.listeners.insert(number, PublishedPort { spec, fd, paused: false });
+        Ok(())
+    }
+
+    /// Takes a published port out of epoll until [`Sockets::resume_listeners`].
+    pub fn pause_listener(&mut self, number: usize) {
+        let Some(port) = self.listeners.get_mut(&number) else { return };
+        if !port.paused {
+            port.paused = true;
+            port.watch(&self.epoll, number, EpollFlags::empty());
+        }
+    }
+
+    /// Puts every published port that was taken out of epoll back.
+    pub fn resume_listeners(&mut self) {
+        for (&number, port) in &mut self.listeners {
+            if std::mem::take(&mut port.paused) {
+                port.watch(&self.epoll, number, EpollFlags::EPOLLIN);
+            }
         }
     }
 

@@ -4,87 +4,17 @@
 //! Without a host address a port is bound on 0.0.0.0 and on [::] (IPv6 only), one number for both, also where the kernel
 //! chooses it. A host without IPv6 has the IPv4 half alone.
 //!
-//! TCP sockets listen from here on: connections that come before the data plane is there wait in the backlog. They carry
-//! SO_LINGER {1, 0}, which accepted sockets inherit: a death is a reset and never a clean end (see the architecture).
-//! UDP sockets tell each datagram's destination (PKTINFO), so that replies leave from the address that the client used.
+//! What the sockets are: `host::published`.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Socket, Type};
-
-use crate::network::config::{Listener, Proto};
+use crate::host::published::{self, PortError};
+use crate::network::config::Listener;
 use crate::network::publish::{HostPort, Publish};
-
-/// Connections that wait for the data plane; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 
 /// How often a chosen port is given up because its number is taken in the other family. Docker tries ten.
 const CHOICES: u32 = 32;
-
-/// Why a port is not published.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// Somebody has it.
-    #[error("port {port}/{proto} on {host} is already in use; choose another host port or stop what listens there")]
-    InUse {
-        /// Host port.
-        port: u16,
-        /// Transport.
-        proto: Proto,
-        /// Host address.
-        host: IpAddr,
-    },
-    /// Below the limit of the host.
-    #[error(
-        "port {port}/{proto} needs a privilege: ports below {limit} are reserved by the sysctl \
-         net.ipv4.ip_unprivileged_port_start; choose a higher port or set it to {port}"
-    )]
-    Privileged {
-        /// Host port.
-        port: u16,
-        /// Transport.
-        proto: Proto,
-        /// The sysctl's value.
-        limit: u16,
-    },
-    /// Not an address of this host.
-    #[error("port {port}/{proto}: {host} is not an address of this host; see `ip address`")]
-    NotOurs {
-        /// Host port.
-        port: u16,
-        /// Transport.
-        proto: Proto,
-        /// Host address.
-        host: IpAddr,
-    },
-    /// None of a range is free.
-    #[error("none of the host ports {first}-{last}/{proto} is free; choose another range")]
-    NoneFree {
-        /// First of the range.
-        first: u16,
-        /// Last of the range.
-        last: u16,
-        /// Transport.
-        proto: Proto,
-    },
-    /// Anything else.
-    #[error("cannot bind port {port}/{proto} on {host}")]
-    Other {
-        /// Host port; 0 where the kernel was to choose.
-        port: u16,
-        /// Transport.
-        proto: Proto,
-        /// Host address.
-        host: IpAddr,
-        /// Errno.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Binds all of them.
 pub fn bind_all(ports: &[Publish]) -> Result<Vec<(Listener, OwnedFd)>, PortError> {
@@ -104,6 +34,10 @@ pub fn bind_all(ports: &[Publish]) -> Result<Vec<(Listener, OwnedFd)>, PortError
         }
     }
     Ok(bound)
+}
+
+fn bind_one(host: IpAddr, port: u16, publish: &Publish) -> Result<(Listener, OwnedFd), PortError> {
+    published::bind_one((host, port, publish.proto), None, publish.guest_port)
 }
 
 /// Binds one number on every address that the publication means; adds nothing to `bound` on failure.
@@ -143,54 +77,6 @@ fn no_ipv6(error: &PortError) -> bool {
         PortError::Other { source, .. } => source.raw_os_error() == Some(libc::EAFNOSUPPORT),
         _ => false,
     }
-}
-
-fn bind_one(host: IpAddr, port: u16, publish: &Publish) -> Result<(Listener, OwnedFd), PortError> {
-    let proto = publish.proto;
-    let socket = open(host, port, proto).map_err(|source| match source.raw_os_error() {
-        Some(libc::EADDRINUSE) => PortError::InUse { port, proto, host },
-        Some(libc::EACCES) => PortError::Privileged { port, proto, limit: unprivileged_port_start() },
-        Some(libc::EADDRNOTAVAIL) => PortError::NotOurs { port, proto, host },
-        _ => PortError::Other { port, proto, host, source },
-    })?;
-    let number = socket.local_addr().map(|address| address.as_socket().map_or(port, |a| a.port()));
-    let host_port = number.map_err(|source| PortError::Other { port, proto, host, source })?;
-    let listener = Listener { proto, host_addr: host, host_port, guest_addr: None, guest_port: publish.guest_port };
-    Ok((listener, OwnedFd::from(socket)))
-}
-
-fn open(host: IpAddr, port: u16, proto: Proto) -> io::Result<Socket> {
-    let kind = match proto {
-        Proto::Tcp => Type::STREAM,
-        Proto::Udp => Type::DGRAM,
-    };
-    let domain = if host.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
-    let socket = Socket::new(domain, kind.nonblocking().cloexec(), None)?;
-    if host.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if proto == Proto::Tcp {
-        // Connections of a predecessor in TIME-WAIT do not hold the port; a live listener still does.
-        socket.set_reuse_address(true)?;
-        socket.set_linger(Some(Duration::ZERO))?;
-    } else if host.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-    } else {
-        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-    }
-    socket.bind(&SocketAddr::new(host, port).into())?;
-    if proto == Proto::Tcp {
-        socket.listen(BACKLOG)?;
-    }
-    Ok(socket)
-}
-
-/// The first port that needs no privilege (Documentation/networking/ip-sysctl.rst; 1024 where it cannot be read).
-fn unprivileged_port_start() -> u16 {
-    std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(1024)
 }
 
 #[cfg(test)]
@@ -251,13 +137,5 @@ mod tests {
     fn foreign_addresses_are_named() {
         let error = bind("192.0.2.1:8080:80").unwrap_err().to_string();
         assert!(error.contains("192.0.2.1 is not an address of this host"), "{error}");
-    }
-
-    #[test]
-    fn accepted_sockets_are_born_with_linger() {
-        let bound = bind("127.0.0.1::80").unwrap();
-        let listener = socket2::SockRef::from(&bound[0].1);
-        assert_eq!(listener.linger().unwrap(), Some(Duration::ZERO));
-        assert!(listener.nonblocking().unwrap());
     }
 }
