@@ -81,7 +81,8 @@ pub fn connect_result(fd: BorrowedFd<'_>) -> Result<(), ConnectFailure> {
 pub fn failure(errno: i32) -> ConnectFailure {
     match Errno::from_raw(errno) {
         Errno::ECONNREFUSED | Errno::ECONNRESET => ConnectFailure::Refused,
-        Errno::ENETUNREACH => ConnectFailure::Unreachable(IcmpError::NetUnreachable),
+        // The second: the user's source address is none of this host.
+        Errno::ENETUNREACH | Errno::EADDRNOTAVAIL => ConnectFailure::Unreachable(IcmpError::NetUnreachable),
         Errno::EHOSTUNREACH | Errno::EHOSTDOWN => ConnectFailure::Unreachable(IcmpError::HostUnreachable),
         Errno::EACCES | Errno::EPERM => ConnectFailure::Unreachable(IcmpError::AdminProhibited),
         Errno::ENOPROTOOPT => ConnectFailure::Unreachable(IcmpError::ProtocolUnreachable),

@@ -318,7 +318,11 @@ impl Engine {
     fn connect(&mut self, flow: Id, target: TcpTarget, now: Instant) {
         let started = match target {
             TcpTarget::Outside(to) => stream::start(to, self.sockets.outbound(to.is_ipv6())),
-            TcpTarget::Host(to) => stream::start(to, None),
+            // Where this stands in for slirp4netns, the user's source address serves here too, as with that program.
+            TcpTarget::Host(to) => {
+                let slirp = self.stack.config().slirp.is_some();
+                stream::start(to, self.sockets.outbound(to.is_ipv6()).filter(|_| slirp))
+            }
             TcpTarget::Dns => match self.sockets.open_dns_stream() {
                 Ok(fd) => Connect::Done(fd),
                 Err(_) => Connect::Failed(ConnectFailure::Refused),

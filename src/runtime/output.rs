@@ -152,7 +152,7 @@ impl Sockets {
         self.drops.count(DropReason::HostSocket);
     }
 
-    fn new_udp(&mut self, id: Id, target: SocketAddr) {
+    fn new_udp(&mut self, id: Id, target: SocketAddr, payload: &[u8]) {
         let v6 = target.is_ipv6();
         match Datagram::new(v6, self.outbound(v6)) {
             Ok(socket) => {
@@ -161,7 +161,13 @@ impl Sockets {
                     self.udp.put(id, socket);
                 }
             }
-            Err(error) => self.warn_socket("UDP", &error),
+            Err(error) => {
+                self.warn_socket("UDP", &error);
+                let Self { errors, drops, .. } = self;
+                if let Some(kind) = local_kind(errno(&error)) {
+                    keep_local(errors, drops, id, None, kind, target, payload);
+                }
+            }
         }
     }
 }
@@ -172,7 +178,8 @@ const ORIGIN_LOCAL: u8 = 1;
 /// What a send() that the host's own kernel refused means.
 fn local_kind(code: i32) -> Option<IcmpError> {
     match code {
-        libc::ENETUNREACH => Some(IcmpError::NetUnreachable),
+        // The second and third: the user's source address is none of this host, or the host has no such family.
+        libc::ENETUNREACH | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT => Some(IcmpError::NetUnreachable),
         libc::EHOSTUNREACH | libc::EHOSTDOWN => Some(IcmpError::HostUnreachable),
         libc::EACCES | libc::EPERM => Some(IcmpError::AdminProhibited),
         _ => None,
@@ -257,7 +264,7 @@ impl Output for Sockets {
         if let UdpVia::Mapping { id } = via
             && self.udp.get_mut(id).is_none()
         {
-            self.new_udp(id, send.target);
+            self.new_udp(id, send.target, send.payload);
         }
         let size = send.payload.len();
         let fits = self.pending.count > 0
@@ -312,7 +319,21 @@ impl Output for Sockets {
                         );
                     }
                 }
-                Err(error) => self.warn_socket("ping", &error),
+                Err(error) => {
+                    self.warn_socket("ping", &error);
+                    let Self { errors, drops, .. } = self;
+                    if let Some(kind) = local_kind(errno(&error)) {
+                        keep_local(
+                            errors,
+                            drops,
+                            send.id,
+                            Some(send.seq),
+                            kind,
+                            SocketAddr::new(send.target, 0),
+                            send.payload,
+                        );
+                    }
+                }
             }
         }
         let Self { ping, errors, drops, echo_buf, .. } = self;

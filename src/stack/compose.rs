@@ -2,11 +2,18 @@
 //!
 //! With checksum offload only the pseudo-header sum is written and NEEDS_CSUM set; neither kernel then sums the
 //! payload. Without it the sum is computed here. Datagrams above the guest's MTU are fragmented here too; TCP never is.
+//!
+//! An endpoint's frames all go to its one MAC. On slirp4netns's segment [`Guests`] says where each goes; a frame for a
+//! guest that is not known yet is left there, and leaves with [`Composer::learn`].
 
 use std::net::{IpAddr, SocketAddr};
 
+use smoltcp::time::Instant;
+
 use crate::network::config::{EndpointConfig, Mac, Offloads};
 use crate::stack::Output;
+use crate::stack::guests::{Due, GuestLimits, Guests};
+use crate::stack::neighbour;
 use crate::stack::verdict::{DropCounters, DropReason};
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, MAX_FRAME, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{csum, fragment, icmp_error, tcp_segment};
@@ -37,7 +44,12 @@ pub struct Composer {
     pub offloads: Offloads,
     mtu: usize,
     guest_mac: Mac,
-    gateway_mac: Mac,
+    /// Ours, by family.
+    gateway_macs: [Mac; 2],
+    /// On slirp4netns's segment: who is where.
+    guests: Option<Box<Guests>>,
+    /// Who asks for them, by family.
+    gateways: [Option<IpAddr>; 2],
     ident: u32,
     /// Frames handed to the link.
     pub frames_to_guest: u64,
@@ -46,8 +58,13 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// For one endpoint; `seed` starts the IP identification.
-    pub fn new(config: &EndpointConfig, seed: u64) -> Self {
+    /// For one endpoint; `seed` starts the IP identification, `guests` bounds what is remembered where guests are learnt.
+    pub fn new(config: &EndpointConfig, guests: GuestLimits, seed: u64) -> Self {
+        let gateways = [
+            config.v4.map(|plan| IpAddr::V4(plan.gateway)),
+            // The router speaks of neighbours from its link-local address, which every one of them reaches.
+            config.v6.map(|plan| IpAddr::V6(plan.gateway_link_local)),
+        ];
         Self {
             buf: vec![0; MAX_FRAME].into_boxed_slice(),
             scratch: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -55,7 +72,9 @@ impl Composer {
             offloads: config.offloads,
             mtu: usize::from(config.mtu),
             guest_mac: config.guest_mac,
-            gateway_mac: config.gateway_mac,
+            gateway_macs: gateways.map(|gateway| neighbour::own_mac(config, gateway)),
+            guests: config.slirp.map(|_| Box::new(Guests::new(guests))),
+            gateways,
             ident: seed as u32,
             frames_to_guest: 0,
             drops: DropCounters::default(),
@@ -67,18 +86,37 @@ impl Composer {
         &mut self.buf[IP_OFFSET..]
     }
 
-    fn ethernet(&mut self, v6: bool) {
+    /// Writes the Ethernet header; the address that must be asked for first, if the packet's guest is not known.
+    fn ethernet(&mut self, v6: bool) -> Option<IpAddr> {
+        let mut unknown = None;
+        let mac = match &mut self.guests {
+            None => self.guest_mac,
+            Some(guests) => {
+                let to = destination(&self.buf[IP_OFFSET..], v6);
+                guests.mac_of(to).unwrap_or_else(|| {
+                    unknown = Some(to);
+                    Mac([0; 6])
+                })
+            }
+        };
         let eth = &mut self.buf[VNET_HDR_LEN..IP_OFFSET];
-        eth[0..6].copy_from_slice(&self.guest_mac.0);
-        eth[6..12].copy_from_slice(&self.gateway_mac.0);
+        eth[0..6].copy_from_slice(&mac.0);
+        eth[6..12].copy_from_slice(&self.gateway_macs[usize::from(v6)].0);
         eth[12..14].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
+        unknown
     }
 
     fn emit(&mut self, hdr: VnetHdr, ip_len: usize, out: &mut impl Output) {
         hdr.emit(&mut self.buf);
         let v6 = self.buf[IP_OFFSET] >> 4 == 6;
-        self.ethernet(v6);
-        self.deliver(IP_OFFSET + ip_len, out);
+        match self.ethernet(v6) {
+            None => self.deliver(IP_OFFSET + ip_len, out),
+            Some(unknown) => {
+                let Self { buf, guests, drops, .. } = self;
+                hold(guests, drops, unknown, &buf[..IP_OFFSET + ip_len]);
+                self.ask_new(out);
+            }
+        }
     }
 
     fn deliver(&mut self, len: usize, out: &mut impl Output) {
@@ -98,13 +136,15 @@ impl Composer {
         self.ident = self.ident.wrapping_add(1);
         VnetHdr::default().emit(&mut self.buf);
         let v6 = self.buf[IP_OFFSET] >> 4 == 6;
-        self.ethernet(v6);
-        let Self { buf, scratch, frame, mtu, ident, frames_to_guest, drops, .. } = self;
+        let unknown = self.ethernet(v6);
+        let Self { buf, scratch, frame, mtu, ident, frames_to_guest, drops, guests, .. } = self;
         frame[..IP_OFFSET].copy_from_slice(&buf[..IP_OFFSET]);
         let mut each = |piece: &mut [u8]| {
             let end = IP_OFFSET + piece.len();
             frame[IP_OFFSET..end].copy_from_slice(piece);
-            if out.to_guest(&frame[..end]) {
+            if let Some(unknown) = unknown {
+                hold(guests, drops, unknown, &frame[..end]);
+            } else if out.to_guest(&frame[..end]) {
                 *frames_to_guest += 1;
             } else {
                 drops.count(DropReason::Link);
@@ -112,6 +152,9 @@ impl Composer {
         };
         if fragment::split(&buf[IP_OFFSET..IP_OFFSET + len], *mtu, *ident, &mut each, scratch) == 0 {
             drops.count(DropReason::TooBig);
+        }
+        if unknown.is_some() {
+            self.ask_new(out);
         }
     }
 
@@ -284,6 +327,93 @@ impl Composer {
         if let Some(len) = build(&mut self.buf[VNET_HDR_LEN..]) {
             self.deliver(VNET_HDR_LEN + len, out);
         }
+    }
+
+    // ---- guests that are learnt ----
+
+    /// Where guests are learnt: who they are.
+    pub fn guests(&self) -> Option<&Guests> {
+        self.guests.as_deref()
+    }
+
+    /// Where guests are learnt: whether a frame with this Ethernet header is for us. Any destination is, but those that
+    /// are known to be another guest's; what is from one of our own MACs is ours, come back.
+    pub fn admit(&self, eth: &[u8]) -> Result<(), DropReason> {
+        let to: [u8; 6] = eth.get(..6).and_then(|to| to.try_into().ok()).ok_or(DropReason::Truncated)?;
+        if self.gateway_macs.iter().any(|own| eth.get(6..12) == Some(&own.0[..])) {
+            return Err(DropReason::SpoofedSource);
+        }
+        let plain = to[0] & 1 != 0 || self.gateway_macs.contains(&Mac(to));
+        if !plain && self.guests.as_ref().is_some_and(|guests| guests.is_guest(Mac(to))) {
+            return Err(DropReason::NotForUs);
+        }
+        Ok(())
+    }
+
+    /// Where guests are learnt: `address` sent something from `mac`. What waited for it leaves.
+    pub fn learn(&mut self, address: IpAddr, mac: Mac, out: &mut impl Output) {
+        let Some(guests) = &mut self.guests else { return };
+        if !guests.learn(address, mac) {
+            return;
+        }
+        for mut frame in guests.release(address) {
+            frame[VNET_HDR_LEN..VNET_HDR_LEN + 6].copy_from_slice(&mac.0);
+            if out.to_guest(&frame) {
+                self.frames_to_guest += 1;
+            } else {
+                self.drops.count(DropReason::Link);
+            }
+        }
+    }
+
+    /// When to call [`Composer::handle_timeout`].
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.guests.as_ref()?.next_timeout()
+    }
+
+    /// Asks again for guests that have not answered, or gives them up.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Output) {
+        while let Some(due) = self.guests.as_mut().and_then(|guests| guests.poll_due(now)) {
+            match due {
+                Due::Ask(address) => self.ask(address, out),
+                Due::GivenUp { dropped } => (0..dropped).for_each(|_| self.drops.count(DropReason::Unresolved)),
+            }
+        }
+    }
+
+    fn ask_new(&mut self, out: &mut impl Output) {
+        while let Some(address) = self.guests.as_mut().and_then(|guests| guests.poll_new()) {
+            self.ask(address, out);
+        }
+    }
+
+    fn ask(&mut self, address: IpAddr, out: &mut impl Output) {
+        let v6 = address.is_ipv6();
+        if let Some(from) = self.gateways[usize::from(v6)] {
+            let mac = self.gateway_macs[usize::from(v6)];
+            self.send_frame(|buf| neighbour::ask(mac, from, address, buf), out);
+        }
+    }
+}
+
+fn hold(guests: &mut Option<Box<Guests>>, drops: &mut DropCounters, address: IpAddr, frame: &[u8]) {
+    let dropped = guests.as_mut().map_or(0, |guests| guests.hold(address, frame));
+    (0..dropped).for_each(|_| drops.count(DropReason::Unresolved));
+}
+
+/// The source of a packet, of which at least the fixed header is there.
+pub fn source(ip: &[u8]) -> Option<IpAddr> {
+    addresses(ip).map(|(source, ..)| source)
+}
+
+/// The destination of a packet that we built.
+fn destination(ip: &[u8], v6: bool) -> IpAddr {
+    if v6 {
+        let mut octets = [0u8; 16];
+        octets.copy_from_slice(&ip[24..40]);
+        IpAddr::from(octets)
+    } else {
+        IpAddr::from([ip[16], ip[17], ip[18], ip[19]])
     }
 }
 

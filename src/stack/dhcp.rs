@@ -1,9 +1,12 @@
-//! DHCPv4 server with one address to give: the guest's (RFC 2131, options of RFC 2132).
+//! DHCPv4 server with one address to give: the guest's (RFC 2131, options of RFC 2132). Or, on slirp4netns's segment, with
+//! a range of them ([`pool`]).
 //!
 //! For guests that ask rather than being configured: virtual machines, images that run `udhcpc` or `dhclient` by habit.
 //! The UDP payload of a datagram to port 67 goes in, the payload of the answer and where it goes come out. The lease is
 //! no lease of anybody's: the address belongs to the endpoint as long as it lives, so nothing is stored and every answer
-//! depends on the request alone.
+//! depends on the request alone. With a range, "the guest's address" below is the one that the pool has for the client's
+//! MAC (none: silence); RELEASE and DECLINE then matter; a BOOTP request without a message type (RFC 951) is answered with
+//! an address too; and the answers carry `siaddr`, but neither MTU nor names, as libslirp's.
 //!
 //! | from the guest | answer |
 //! |---|---|
@@ -17,14 +20,19 @@
 //! The client identifier is echoed byte for byte (RFC 6842), which is why the options are read raw: smoltcp's `DhcpRepr`
 //! knows only identifiers shaped like a MAC. Option overload and relay agents (`giaddr`) are not served.
 
+pub mod pool;
+
 use std::net::Ipv4Addr;
 
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     DhcpFlags, DhcpMessageType, DhcpOpCode, DhcpOption, DhcpOptionWriter, DhcpPacket, EthernetAddress, checksum,
 };
 
+use super::neighbour::own_mac;
 use crate::network::config::{EndpointConfig, Mac};
 use crate::wire::dns_name;
+use pool::Pool;
 
 /// Lease time, one day; renewal after half and rebinding after seven eighths of it (RFC 2131 §4.4.5). Seconds.
 const LEASE: u32 = 86_400;
@@ -49,6 +57,9 @@ const PROTOCOL_UDP: u8 = 17;
 const TTL: u8 = 64;
 const SERVER_PORT: u8 = 67;
 const CLIENT_PORT: u8 = 68;
+
+/// Stands for "no message type", which only BOOTP has; never on the wire.
+const BOOTP: DhcpMessageType = DhcpMessageType::Unknown(255);
 
 const OPTION_MASK: u8 = 1;
 const OPTION_ROUTER: u8 = 3;
@@ -102,6 +113,9 @@ pub struct DhcpServer {
     mtu: u16,
     hostname: Vec<u8>,
     search: Vec<u8>,
+    /// Where there is more than one address to give.
+    pool: Option<Pool>,
+    leased: Option<(Ipv4Addr, Mac)>,
     stats: DhcpStats,
 }
 
@@ -126,7 +140,7 @@ impl DhcpServer {
         // RFC 2132 §3.14: one option, no terminator. A name that does not fit is of no use cut.
         let hostname = if config.hostname.len() <= 255 { config.hostname.clone().into_bytes() } else { Vec::new() };
         Some(Self {
-            mac: config.gateway_mac,
+            mac: own_mac(config, Some(plan.gateway.into())),
             server: plan.gateway,
             guest: plan.guest,
             mask: plan.subnet.netmask(),
@@ -135,6 +149,8 @@ impl DhcpServer {
             mtu: config.mtu,
             hostname,
             search,
+            pool: config.slirp.map(|slirp| Pool::new(slirp.dhcp)),
+            leased: None,
             stats: DhcpStats::default(),
         })
     }
@@ -146,8 +162,8 @@ impl DhcpServer {
 
     /// Takes the UDP payload of a datagram to port 67. Some: the answer is in `out`. None: there is none, be it by the
     /// table above, because the payload is no DHCP request, or because `out` is too short (1472 bytes always do).
-    pub fn handle(&mut self, udp_payload: &[u8], out: &mut [u8]) -> Option<DhcpReply> {
-        let reply = self.answer(udp_payload, out);
+    pub fn handle(&mut self, now: Instant, udp_payload: &[u8], out: &mut [u8]) -> Option<DhcpReply> {
+        let reply = self.answer(now, udp_payload, out);
         if reply == Answer::Ignored {
             self.stats.ignored += 1;
         }
@@ -158,9 +174,9 @@ impl DhcpServer {
     }
 
     /// Like [`Self::handle`], but a whole Ethernet frame is written. Returns its length.
-    pub fn handle_frame(&mut self, udp_payload: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub fn handle_frame(&mut self, now: Instant, udp_payload: &[u8], out: &mut [u8]) -> Option<usize> {
         let (headers, payload) = out.split_at_mut_checked(FRAME_HEADERS)?;
-        let reply = self.handle(udp_payload, payload)?;
+        let reply = self.handle(now, udp_payload, payload)?;
         let udp_length = 8 + reply.len;
         // `chaddr`, which the answer echoes.
         headers[..6].copy_from_slice(if reply.broadcast { &[0xff; 6] } else { &payload[28..34] });
@@ -185,28 +201,53 @@ impl DhcpServer {
         Some(FRAME_HEADERS + reply.len)
     }
 
-    fn answer(&mut self, udp_payload: &[u8], out: &mut [u8]) -> Answer {
+    /// The lease that the last answer granted, once: who has which address now.
+    pub fn take_leased(&mut self) -> Option<(Ipv4Addr, Mac)> {
+        self.leased.take()
+    }
+
+    fn answer(&mut self, now: Instant, udp_payload: &[u8], out: &mut [u8]) -> Answer {
         let Ok(packet) = DhcpPacket::new_checked(udp_payload) else { return Answer::Ignored };
-        let Some(request) = parse(&packet) else { return Answer::Ignored };
+        let Some(request) = parse(&packet, self.pool.is_some()) else { return Answer::Ignored };
+        let mac = packet.client_hardware_address().0;
         let named = request.requested.or(Some(request.client_ip).filter(|ip| !ip.is_unspecified()));
-        let kind = match request.kind {
-            DhcpMessageType::Discover => DhcpMessageType::Offer,
+        let (kind, given) = match request.kind {
+            DhcpMessageType::Discover | BOOTP => match self.offer(now, mac, named) {
+                Some(address) if request.kind == BOOTP => {
+                    self.bind(now, mac, address);
+                    (BOOTP, address)
+                }
+                Some(address) => (DhcpMessageType::Offer, address),
+                // The pool is empty.
+                None => return Answer::Silence,
+            },
             DhcpMessageType::Request => match (request.server, named) {
-                (Some(server), _) if server != self.server => return Answer::Silence,
-                (_, Some(address)) if address == self.guest => DhcpMessageType::Ack,
-                (_, Some(_)) => DhcpMessageType::Nak,
+                (Some(server), _) if server != self.server => {
+                    if let Some(pool) = &mut self.pool {
+                        pool.withdraw(mac);
+                    }
+                    return Answer::Silence;
+                }
+                (_, Some(address)) if self.bind(now, mac, address) => (DhcpMessageType::Ack, address),
+                (_, Some(address)) => (DhcpMessageType::Nak, address),
                 // It asks for nothing.
                 (_, None) => return Answer::Ignored,
             },
             // The answer goes to the address that the client says it has: that must be one.
             DhcpMessageType::Inform if !self.on_link(request.client_ip) => return Answer::Ignored,
-            DhcpMessageType::Inform => DhcpMessageType::Ack,
+            DhcpMessageType::Inform => (DhcpMessageType::Ack, request.client_ip),
             DhcpMessageType::Decline => {
                 self.stats.declined += 1;
+                if let Some((pool, address)) = self.pool.as_mut().zip(request.requested) {
+                    pool.decline(now, mac, address);
+                }
                 return Answer::Silence;
             }
             DhcpMessageType::Release => {
                 self.stats.released += 1;
+                if let Some(pool) = &mut self.pool {
+                    pool.release(mac, request.client_ip);
+                }
                 return Answer::Silence;
             }
             _ => return Answer::Ignored,
@@ -215,16 +256,32 @@ impl DhcpServer {
         let (broadcast, dst_ip) = if kind == DhcpMessageType::Nak {
             (true, Ipv4Addr::BROADCAST)
         } else if !request.client_ip.is_unspecified() {
-            (false, if request.kind == DhcpMessageType::Inform { request.client_ip } else { self.guest })
+            (false, given)
         } else if packet.flags().contains(DhcpFlags::BROADCAST) {
             (true, Ipv4Addr::BROADCAST)
         } else {
-            (false, self.guest)
+            (false, given)
         };
-        match self.write(&packet, &request, kind, out) {
+        match self.write(&packet, &request, kind, given, out) {
             Some(len) => Answer::Send(DhcpReply { len, broadcast, dst_ip }),
             None => Answer::Ignored,
         }
+    }
+
+    fn offer(&mut self, now: Instant, mac: [u8; 6], wanted: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+        match &mut self.pool {
+            Some(pool) => pool.offer(now, mac, wanted),
+            None => Some(self.guest),
+        }
+    }
+
+    fn bind(&mut self, now: Instant, mac: [u8; 6], address: Ipv4Addr) -> bool {
+        let Some(pool) = &mut self.pool else { return address == self.guest };
+        let bound = pool.bind(now, mac, address, Duration::from_secs(u64::from(LEASE)));
+        if bound {
+            self.leased = Some((address, Mac(mac)));
+        }
+        bound
     }
 
     /// An address that a host of this link may have.
@@ -241,6 +298,7 @@ impl DhcpServer {
         packet: &DhcpPacket<&[u8]>,
         request: &Request<'_>,
         kind: DhcpMessageType,
+        given: Ipv4Addr,
         out: &mut [u8],
     ) -> Option<usize> {
         let room = out.len().min(request.max_datagram - HEADERS);
@@ -263,8 +321,11 @@ impl DhcpServer {
             if kind == DhcpMessageType::Ack {
                 reply.set_client_ip(request.client_ip);
             }
+            if self.pool.is_some() {
+                reply.set_server_ip(self.server);
+            }
             if !inform {
-                reply.set_your_ip(self.guest);
+                reply.set_your_ip(given);
             }
         }
 
@@ -272,14 +333,17 @@ impl DhcpServer {
         let options = &mut out[FIXED..room - 1];
         let total = options.len();
         let mut left = Options { left: total, writer: DhcpOptionWriter::new(options) };
-        // Without these three an answer is worth nothing.
-        left.put(OPTION_TYPE, &[kind.into()])?;
-        left.put(OPTION_SERVER, &self.server.octets())?;
+        let bootp = kind == BOOTP;
+        if !bootp {
+            // Without these three an answer is worth nothing.
+            left.put(OPTION_TYPE, &[kind.into()])?;
+            left.put(OPTION_SERVER, &self.server.octets())?;
+        }
         if let Some(id) = request.client_id {
             left.put(OPTION_CLIENT_ID, id)?;
         }
         if kind != DhcpMessageType::Nak {
-            if !inform {
+            if !inform && !bootp {
                 left.put(OPTION_LEASE, &LEASE.to_be_bytes())?;
                 left.put(OPTION_RENEW, &RENEW.to_be_bytes())?;
                 left.put(OPTION_REBIND, &REBIND.to_be_bytes())?;
@@ -287,6 +351,8 @@ impl DhcpServer {
             left.put(OPTION_MASK, &self.mask.octets())?;
             left.put(OPTION_ROUTER, &self.server.octets())?;
             left.put(OPTION_DNS, &self.dns.octets())?;
+        }
+        if kind != DhcpMessageType::Nak && self.pool.is_none() {
             // A guest can do without the rest where there is no room.
             let _ = left.put(OPTION_MTU, &self.mtu.to_be_bytes());
             let _ = left.put(OPTION_BROADCAST, &self.broadcast.octets());
@@ -329,9 +395,11 @@ impl Options<'_> {
 }
 
 /// None for what is no request of an Ethernet client on this link.
-fn parse<'a>(packet: &'a DhcpPacket<&'a [u8]>) -> Option<Request<'a>> {
+/// `bootp`: what has no DHCP options is a request too.
+fn parse<'a>(packet: &'a DhcpPacket<&'a [u8]>, bootp: bool) -> Option<Request<'a>> {
+    let options = packet.magic_number() == 0x6382_5363;
     if packet.opcode() != DhcpOpCode::Request
-        || packet.magic_number() != 0x6382_5363
+        || !(options || bootp)
         || u16::from(packet.hardware_type()) != 1
         || packet.hardware_len() != 6
         || !packet.relay_agent_ip().is_unspecified()
@@ -340,7 +408,7 @@ fn parse<'a>(packet: &'a DhcpPacket<&'a [u8]>) -> Option<Request<'a>> {
         return None;
     }
     let mut request = Request {
-        kind: DhcpMessageType::Unknown(0),
+        kind: if bootp { BOOTP } else { DhcpMessageType::Unknown(0) },
         client_ip: packet.client_ip(),
         requested: None,
         server: None,
@@ -348,8 +416,12 @@ fn parse<'a>(packet: &'a DhcpPacket<&'a [u8]>) -> Option<Request<'a>> {
         max_datagram: DEFAULT_MAX_DATAGRAM,
     };
     let address = |data: &[u8]| <[u8; 4]>::try_from(data).ok().map(Ipv4Addr::from);
+    if !options {
+        return Some(request);
+    }
     for option in packet.options() {
         match (option.kind, option.data) {
+            (OPTION_TYPE, &[kind]) if DhcpMessageType::from(kind) == BOOTP => return None,
             (OPTION_TYPE, &[kind]) => request.kind = kind.into(),
             (OPTION_REQUESTED, data) => request.requested = Some(address(data)?),
             (OPTION_SERVER, data) => request.server = Some(address(data)?),

@@ -1,6 +1,7 @@
 //! A frame of the guest on its way in: Ethernet, IP, and to whom it belongs.
 //!
-//! Every length is checked against what lies behind it before it is believed; sources must be the endpoint's own; IPv4
+//! Every length is checked against what lies behind it before it is believed; sources must be the endpoint's own (or, on
+//! slirp4netns's segment, such as a guest can have, and are learnt); IPv4
 //! header sums and, where neither kernel vouches for them, transport sums are verified. Fragments go through
 //! [`super::reassembly`] and come back here whole. What is refused returns its [`DropReason`], which
 //! [`Stack::handle_from_guest`] counts.
@@ -14,7 +15,8 @@ use super::policy::Decision;
 use super::reassembly::Outcome;
 use super::tcp::{OpenVerdict, TcpTarget};
 use super::verdict::DropReason;
-use super::{Output, PingToHost, Stack, UdpToHost};
+use super::{Output, PingToHost, Stack, UdpToHost, neighbour};
+use crate::network::config::Mac;
 use crate::wire::icmp_error::IcmpError;
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{chain, csum};
@@ -46,17 +48,26 @@ impl Stack {
             return Err(DropReason::Truncated);
         }
         let eth = &frame[VNET_HDR_LEN..];
-        if eth[6..12] != self.config.guest_mac.0 {
-            return Err(DropReason::SpoofedSource);
-        }
         let group = eth[0] & 1 != 0;
-        if !group && eth[0..6] != self.config.gateway_mac.0 {
-            return Err(DropReason::NotForUs);
+        if self.config.slirp.is_some() {
+            self.composer.admit(eth)?;
+        } else {
+            if eth[6..12] != self.config.guest_mac.0 {
+                return Err(DropReason::SpoofedSource);
+            }
+            if !group && eth[0..6] != self.config.gateway_mac.0 {
+                return Err(DropReason::NotForUs);
+            }
         }
         match u16::from_be_bytes([eth[12], eth[13]]) {
             0x0800 => self.ip_v4(now, hdr, frame, group, out),
             0x86dd => self.ip_v6(now, hdr, frame, group, false, out),
             0x0806 => {
+                if self.config.slirp.is_some()
+                    && let Some((address, mac)) = neighbour::arp_sender(eth)
+                {
+                    self.learn(IpAddr::V4(address), mac, out);
+                }
                 let Self { neighbour, composer, .. } = self;
                 let mut refused = None;
                 composer.send_frame(
@@ -100,10 +111,18 @@ impl Stack {
         }
         let src = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
         let dst = Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
-        if src != plan.guest && !(src.is_unspecified() && bytes[9] == proto::UDP) {
+        let slirp = self.config.slirp.is_some();
+        if src.is_unspecified() && bytes[9] == proto::UDP {
+            // A client of DHCP.
+        } else if slirp {
+            if !self.policy.can_be_guest(IpAddr::V4(src)) {
+                return Err(DropReason::SpoofedSource);
+            }
+            self.composer.learn(IpAddr::V4(src), sender(frame), out);
+        } else if src != plan.guest {
             return Err(DropReason::SpoofedSource);
         }
-        if group && !(dst.is_broadcast() || dst == plan.subnet.broadcast()) {
+        if group && !(slirp || dst.is_broadcast() || dst == plan.subnet.broadcast()) {
             return Err(DropReason::Multicast);
         }
         // More-fragments or an offset.
@@ -153,13 +172,17 @@ impl Stack {
         if chain.protocol == proto::ICMPV6 && self.discovery(now, frame, total, chain.at, src, out)? {
             return Ok(());
         }
-        if group || dst.is_multicast() {
+        let slirp = self.config.slirp.is_some();
+        if !slirp && (group || dst.is_multicast()) {
             return Err(DropReason::Multicast);
         }
         // From its link-local address the guest reaches the router's, and nothing beyond the link.
         let on_link = src.is_unicast_link_local() && self.config.v6.is_some_and(|plan| dst == plan.gateway_link_local);
         if !on_link && !self.policy.is_guest_source(IpAddr::V6(src)) {
             return Err(DropReason::SpoofedSource);
+        }
+        if slirp {
+            self.composer.learn(IpAddr::V6(src), sender(frame), out);
         }
         let packet = Packet {
             src: IpAddr::V6(src),
@@ -186,6 +209,12 @@ impl Stack {
         out: &mut impl Output,
     ) -> Result<bool, DropReason> {
         let eth = &frame[VNET_HDR_LEN..IP_OFFSET + total];
+        if self.config.slirp.is_some()
+            && matches!(eth.get(ETH_HDR_LEN + at), Some(135 | 136))
+            && let Some((address, mac)) = neighbour::ndp_sender(eth)
+        {
+            self.learn(IpAddr::V6(address), mac, out);
+        }
         let Self { neighbour, ra, composer, .. } = self;
         let mut refused = None;
         match eth.get(ETH_HDR_LEN + at) {
@@ -212,7 +241,7 @@ impl Stack {
                 },
                 out,
             ),
-            // Advertisements and redirects tell us nothing: the attach table is the truth.
+            // Advertisements and redirects tell the responder nothing.
             Some(134 | 136 | 137) => {}
             // MLD reports (RFC 3810) from a link that does not flood.
             Some(130..=132 | 143) if src.is_unspecified() || src.is_unicast_link_local() => {
@@ -221,6 +250,13 @@ impl Stack {
             _ => return Ok(false),
         }
         refused.map_or(Ok(true), Err)
+    }
+
+    /// A guest told who it is.
+    fn learn(&mut self, address: IpAddr, mac: Mac, out: &mut impl Output) {
+        if self.policy.can_be_guest(address) {
+            self.composer.learn(address, mac, out);
+        }
     }
 
     fn fragment(
@@ -285,7 +321,9 @@ impl Stack {
                     }
                     Decision::Gateway(None) => OpenVerdict::Icmp(IcmpError::NetUnreachable),
                     Decision::Dns if peer.port() == DNS_PORT => OpenVerdict::Connect(TcpTarget::Dns),
+                    Decision::Dns if policy.is_slirp() => OpenVerdict::Icmp(IcmpError::NetUnreachable),
                     Decision::Dns | Decision::Refuse => OpenVerdict::Reset,
+                    Decision::Group(_) => OpenVerdict::Ignore(DropReason::Multicast),
                     Decision::Ignore(reason) => OpenVerdict::Ignore(reason),
                 };
                 let from = policy.gateway(packet.src.is_ipv6());
@@ -340,7 +378,10 @@ impl Stack {
             && (packet.dst == IpAddr::V4(Ipv4Addr::BROADCAST) || matches!(decision, Decision::Gateway(_)))
             && let Some(dhcp) = &mut self.dhcp
         {
-            self.composer.send_frame(|buf| dhcp.handle_frame(payload, buf), out);
+            self.composer.send_frame(|buf| dhcp.handle_frame(now, payload, buf), out);
+            if let Some((address, mac)) = dhcp.take_leased() {
+                self.learn(IpAddr::V4(address), mac, out);
+            }
             return Ok(());
         }
         if guest.port() == 0 || peer.port() == 0 || packet.src.is_unspecified() {
@@ -353,6 +394,8 @@ impl Stack {
         let (target, alias, hops) = match decision {
             Decision::Outside(addr) => (Some(addr), false, 1),
             Decision::Gateway(addr) => (addr, true, 0),
+            // Groups of the link are told from others by their time to live (RFC 6762, section 11: 255).
+            Decision::Group(addr) => (Some(addr), false, 0),
             _ => (None, false, 1),
         };
         if hops > 0 && packet.ttl <= hops && target.is_some() {
@@ -408,12 +451,12 @@ impl Stack {
         let ident = u16::from_be_bytes([icmp[4], icmp[5]]);
         let seq = u16::from_be_bytes([icmp[6], icmp[7]]);
         let payload = &icmp[8..];
+        if self.policy.answers_echo(packet.dst) {
+            let reply = EchoReply { src: packet.dst, dst: packet.src, ident, seq, ttl: DEFAULT_TTL, payload };
+            self.composer.send_echo_reply(&reply, out);
+            return Ok(());
+        }
         match self.policy.decide(packet.dst) {
-            Decision::Gateway(_) | Decision::Dns => {
-                let reply = EchoReply { src: packet.dst, dst: packet.src, ident, seq, ttl: DEFAULT_TTL, payload };
-                self.composer.send_echo_reply(&reply, out);
-                Ok(())
-            }
             Decision::Outside(_) if packet.ttl <= 1 => {
                 self.icmp_to_guest(IcmpError::HopLimitExceeded, None, packet.src, bytes, out);
                 Err(DropReason::HopLimit)
@@ -429,7 +472,17 @@ impl Stack {
                 self.icmp_to_guest(IcmpError::AdminProhibited, None, packet.src, bytes, out);
                 Err(DropReason::Refused)
             }
+            Decision::Group(_) => Err(DropReason::Multicast),
             Decision::Ignore(reason) => Err(reason),
+            // Answered above.
+            Decision::Gateway(_) | Decision::Dns => Ok(()),
         }
     }
+}
+
+/// The MAC that a frame came from.
+fn sender(frame: &[u8]) -> Mac {
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&frame[VNET_HDR_LEN + 6..VNET_HDR_LEN + 12]);
+    Mac(mac)
 }

@@ -24,6 +24,7 @@ pub mod compose;
 pub mod deadline;
 pub mod dhcp;
 pub mod flow;
+pub mod guests;
 mod ingress;
 pub mod neighbour;
 pub mod ping;
@@ -44,6 +45,7 @@ use arena::Id;
 use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_header};
 use dhcp::DhcpServer;
 use flow::GuestPort;
+use guests::GuestLimits;
 use neighbour::Neighbour;
 use ping::Ping;
 use policy::Policy;
@@ -112,6 +114,8 @@ pub struct Limits {
     pub ping_sessions: usize,
     /// Incomplete datagrams.
     pub reassembly: reassembly::Limits,
+    /// Guests, where they are learnt.
+    pub guests: GuestLimits,
 }
 
 impl Default for Limits {
@@ -122,6 +126,7 @@ impl Default for Limits {
             udp: UdpLimits::default(),
             ping_sessions: 256,
             reassembly: reassembly::Limits::default(),
+            guests: GuestLimits::default(),
         }
     }
 }
@@ -161,7 +166,7 @@ impl Stack {
         let offloads = config.offloads;
         // One smoltcp interface has one MTU: super-frames need both families' segmentation.
         let tso = offloads.tso4 && offloads.tso6;
-        let composer = Composer::new(&config, seed);
+        let composer = Composer::new(&config, limits.guests, seed);
         Self {
             policy: Policy::new(&config),
             neighbour: Neighbour::new(&config),
@@ -209,6 +214,11 @@ impl Stack {
         (self.tcp.len(), mappings, pairs, self.ping.len())
     }
 
+    /// Where guests are learnt: addresses known, addresses asked for, and bytes held for those.
+    pub fn guests(&self) -> Option<(usize, usize, usize)> {
+        self.composer.guests().map(guests::Guests::len)
+    }
+
     /// When [`Stack::handle_timeout`] wants to be called.
     pub fn next_timeout(&self) -> Option<Instant> {
         [
@@ -217,6 +227,7 @@ impl Stack {
             self.ping.next_timeout(),
             self.reassembler.next_timeout(),
             self.ra.as_ref().and_then(RouterAdvertiser::next_timeout),
+            self.composer.next_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -228,10 +239,11 @@ impl Stack {
         self.tcp.handle_timeout(now);
         self.udp.handle_timeout(now);
         self.ping.handle_timeout(now);
+        self.composer.handle_timeout(now, out);
         let Self { reassembler, composer, policy, ra, .. } = self;
         reassembler.handle_timeout(now, &mut |first| {
-            let v6 = first.first().is_some_and(|b| b >> 4 == 6);
-            if let (Some(from), Some(to)) = (policy.gateway(v6), policy.guest(v6)) {
+            let to = compose::source(first);
+            if let Some((from, to)) = to.and_then(|to| policy.gateway(to.is_ipv6()).zip(Some(to))) {
                 composer.send_icmp_error(IcmpError::ReassemblyTimeout, from, to, first, out);
             }
         });
@@ -303,6 +315,9 @@ impl Stack {
     /// How the guest sees a published port's client: its own end if the client can be shown, and the stand-in.
     fn published(&self, to: GuestPort, client: SocketAddr) -> (Option<SocketAddr>, Option<(IpAddr, SocketAddr)>) {
         let v6 = client.is_ipv6();
+        if to.addr.is_some_and(|addr| !self.policy.can_be_guest(addr)) {
+            return (None, None);
+        }
         let guest = to.addr.map_or_else(|| self.policy.guest(v6), |addr| Some(addr).filter(|a| a.is_ipv6() == v6));
         let shown = guest.filter(|_| self.policy.can_show(client.ip()));
         let stand_in = match to.addr {
@@ -361,7 +376,8 @@ impl Stack {
         out: &mut impl Output,
     ) {
         let alias = self.alias_of(source.ip());
-        match self.udp.route_from_host(now, id, source, alias) {
+        let shown = self.policy.shown_sender(source).ok_or(DropReason::NoMapping);
+        match shown.and_then(|source| self.udp.route_from_host(now, id, source, alias)) {
             Ok((guest, shown)) => self.composer.send_udp(shown, guest, payload, segment, DEFAULT_TTL, out),
             Err(reason) => self.composer.drops.count(reason),
         }
@@ -387,7 +403,8 @@ impl Stack {
     /// An error about a datagram that a mapping sent: the guest gets it as ICMP.
     pub fn handle_udp_error(&mut self, id: Id, error: &HostError<'_>, out: &mut impl Output) {
         let alias = self.alias_of(error.target.ip());
-        let Some((guest, shown)) = self.udp.route_error(id, error.target, alias) else { return };
+        let Some(target) = self.policy.shown_sender(error.target) else { return };
+        let Some((guest, shown)) = self.udp.route_error(id, target, alias) else { return };
         let mut original = [0u8; 40 + UDP_HDR_LEN + ERROR_DATA];
         let data = &error.payload[..error.payload.len().min(ERROR_DATA)];
         let udp_len = UDP_HDR_LEN + error.payload.len();
@@ -408,7 +425,7 @@ impl Stack {
         if offender == error.target.ip() {
             Some(shown)
         } else {
-            Some(offender).filter(|_| self.alias_of(offender).is_none())
+            Some(offender).filter(|addr| !addr.is_loopback() && self.alias_of(*addr).is_none())
         }
     }
 

@@ -5,8 +5,12 @@
 //! RFC 4862 §5.4), and never for the rest of the subnet, so that the guest's kernel itself says "host unreachable"
 //! there. Nothing is learnt: the guest's MAC comes with the frame that asks, and whether that frame may have it is
 //! checked before it gets here. No state, no timers; answers are written into the caller's buffer.
+//!
+//! On slirp4netns's segment each of our addresses has a MAC of its own ([`own_mac`]), a question may come to any MAC, and
+//! guests are learnt: [`arp_sender`] and [`ndp_sender`] say whom a message tells of, [`ask`] writes a question of ours.
+//! The table is [`super::guests`].
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::verdict::DropReason;
 use crate::network::config::{EndpointConfig, Mac, PlanV4, PlanV6};
@@ -32,6 +36,75 @@ impl From<NdiscError> for DropReason {
     }
 }
 
+/// The MAC of our address `own`: the endpoint's, or on slirp4netns's segment one that is made of the address (52:55 and
+/// an IPv4 address, 52:56 and the end of an IPv6 address, as libslirp has them: guests and bridges may know them).
+pub fn own_mac(config: &EndpointConfig, own: Option<IpAddr>) -> Mac {
+    match own {
+        Some(own) if config.slirp.is_some() => slirp_mac(own),
+        _ => config.gateway_mac,
+    }
+}
+
+fn slirp_mac(own: IpAddr) -> Mac {
+    let (kind, [a, b, c, d]) = match own {
+        IpAddr::V4(own) => (0x55, own.octets()),
+        IpAddr::V6(own) => {
+            let [.., a, b, c, d] = own.octets();
+            (0x56, [a, b, c, d])
+        }
+    };
+    Mac([0x52, kind, a, b, c, d])
+}
+
+/// Whom an ARP message tells of: its sender, whatever it wants. None for what is no ARP for IPv4 over Ethernet.
+pub fn arp_sender(frame: &[u8]) -> Option<(Ipv4Addr, Mac)> {
+    let arp = frame.get(ndisc::ETHERNET_HEADER..ARP_FRAME)?;
+    if arp[..6] != ARP_KIND || !matches!(arp[6..8], [0, 1 | 2]) {
+        return None;
+    }
+    Some((Ipv4Addr::new(arp[14], arp[15], arp[16], arp[17]), Mac([arp[8], arp[9], arp[10], arp[11], arp[12], arp[13]])))
+}
+
+/// Whom a neighbour discovery message tells of: a solicitation of its sender, an advertisement of its target.
+pub fn ndp_sender(frame: &[u8]) -> Option<(Ipv6Addr, Mac)> {
+    let message = ndisc::parse(frame).ok()??;
+    let (address, option) = match message.kind {
+        ndisc::NEIGHBOUR_SOLICITATION => (message.source, ndisc::SOURCE_LINK_LAYER),
+        ndisc::NEIGHBOUR_ADVERTISEMENT => (message.target(), ndisc::TARGET_LINK_LAYER),
+        _ => return None,
+    };
+    Some((address, Mac(message.link_layer(option).unwrap_or(message.ethernet_source))))
+}
+
+/// Writes a question for `wanted` from our address `own`; returns the frame's length.
+pub fn ask(mac: Mac, own: IpAddr, wanted: IpAddr, out: &mut [u8]) -> Option<usize> {
+    match (own, wanted) {
+        (IpAddr::V4(own), IpAddr::V4(wanted)) => {
+            let out = out.get_mut(..ARP_FRAME)?;
+            out[..6].copy_from_slice(&BROADCAST_MAC);
+            out[6..12].copy_from_slice(&mac.0);
+            out[12..14].copy_from_slice(&[8, 6]);
+            out[14..20].copy_from_slice(&ARP_KIND);
+            out[20..22].copy_from_slice(&[0, 1]);
+            out[22..28].copy_from_slice(&mac.0);
+            out[28..32].copy_from_slice(&own.octets());
+            out[32..38].fill(0);
+            out[38..42].copy_from_slice(&wanted.octets());
+            Some(ARP_FRAME)
+        }
+        (IpAddr::V6(own), IpAddr::V6(wanted)) => {
+            let body = out.get_mut(ndisc::MESSAGE..ndisc::MESSAGE + 32)?;
+            body.fill(0);
+            body[0] = ndisc::NEIGHBOUR_SOLICITATION;
+            body[8..24].copy_from_slice(&wanted.octets());
+            body[24..26].copy_from_slice(&[ndisc::SOURCE_LINK_LAYER, 1]);
+            body[26..32].copy_from_slice(&mac.0);
+            ndisc::seal(out, 32, mac.0, BROADCAST_MAC, own, solicited_node(wanted))
+        }
+        _ => None,
+    }
+}
+
 /// The responder of one endpoint.
 #[derive(Clone, Debug)]
 pub struct Neighbour {
@@ -43,12 +116,24 @@ pub struct Neighbour {
     pub v4: Option<PlanV4>,
     /// IPv6 plan; None: neighbour discovery is refused.
     pub v6: Option<PlanV6>,
+    /// slirp4netns's segment.
+    pub slirp: bool,
 }
 
 impl Neighbour {
     /// The responder for an endpoint.
     pub fn new(config: &EndpointConfig) -> Self {
-        Self { gateway_mac: config.gateway_mac, guest_mac: config.guest_mac, v4: config.v4, v6: config.v6 }
+        Self {
+            gateway_mac: config.gateway_mac,
+            guest_mac: config.guest_mac,
+            v4: config.v4,
+            v6: config.v6,
+            slirp: config.slirp.is_some(),
+        }
+    }
+
+    fn mac_of(&self, own: IpAddr) -> Mac {
+        if self.slirp { slirp_mac(own) } else { self.gateway_mac }
     }
 
     /// True for the IPv4 addresses that we answer for.
@@ -74,12 +159,12 @@ impl Neighbour {
         if arp[..6] != ARP_KIND {
             return Err(DropReason::Malformed);
         }
-        if ethernet[..6] != BROADCAST_MAC && ethernet[..6] != self.gateway_mac.0 {
+        if !self.slirp && ethernet[..6] != BROADCAST_MAC && ethernet[..6] != self.gateway_mac.0 {
             return Err(DropReason::NotForUs);
         }
         match arp[6..8] {
             [0, 1] => {}
-            // A reply: we never ask.
+            // A reply: what it tells is not for the responder.
             [0, 2] => return Ok(None),
             _ => return Err(DropReason::Malformed),
         }
@@ -89,11 +174,12 @@ impl Neighbour {
         }
         let out = out.get_mut(..ARP_FRAME).ok_or(DropReason::TooBig)?;
         out[..6].copy_from_slice(&ethernet[6..12]);
-        out[6..12].copy_from_slice(&self.gateway_mac.0);
+        let own = self.mac_of(IpAddr::V4(target)).0;
+        out[6..12].copy_from_slice(&own);
         out[12..14].copy_from_slice(&[8, 6]);
         out[14..20].copy_from_slice(&ARP_KIND);
         out[20..22].copy_from_slice(&[0, 2]);
-        out[22..28].copy_from_slice(&self.gateway_mac.0);
+        out[22..28].copy_from_slice(&own);
         out[28..32].copy_from_slice(&target.octets());
         out[32..42].copy_from_slice(&arp[8..18]);
         Ok(Some(ARP_FRAME))
@@ -131,10 +217,11 @@ impl Neighbour {
         body[4] = ROUTER | OVERRIDE | if probe { 0 } else { SOLICITED };
         body[8..24].copy_from_slice(&target.octets());
         body[24..26].copy_from_slice(&[ndisc::TARGET_LINK_LAYER, 1]);
-        body[26..32].copy_from_slice(&self.gateway_mac.0);
+        let own = self.mac_of(IpAddr::V6(target)).0;
+        body[26..32].copy_from_slice(&own);
         let destination = if probe { ndisc::ALL_NODES } else { message.source };
         let mac = asker.unwrap_or(message.ethernet_source);
-        Ok(ndisc::seal(out, 32, self.gateway_mac.0, mac, target, destination))
+        Ok(ndisc::seal(out, 32, own, mac, target, destination))
     }
 }
 

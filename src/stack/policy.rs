@@ -4,10 +4,14 @@
 //! servers on 127.0.0.1 do not), or loopback where the user opened it. Forms that would reach a 127.0.0.1-only listener
 //! by the back door — 0.0.0.0/8, ::, ::ffff:0:0/96, 127/8, ::1 — are refused before any connect(), and so is
 //! 169.254/16 (cloud metadata) unless opened.
+//!
+//! On slirp4netns's segment the gateway is the host's loopback or nothing, never its address on the network; the rest of
+//! the subnet is the host's to reach or not; datagrams to groups go out; and whoever sends is a guest, unless its address
+//! is one that no guest can have.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::network::config::{EndpointConfig, PlanV4, PlanV6};
+use crate::network::config::{EndpointConfig, PlanV4, PlanV6, Slirp};
 use crate::stack::verdict::DropReason;
 
 /// The answer for one destination address.
@@ -19,6 +23,8 @@ pub enum Decision {
     Gateway(Option<IpAddr>),
     /// The address where names are asked for.
     Dns,
+    /// A multicast group: datagrams go out as they are.
+    Group(IpAddr),
     /// Answer with an error (RST for TCP, ICMP for the others).
     Refuse,
     /// Silence.
@@ -34,6 +40,7 @@ pub struct Policy {
     allow_link_local: bool,
     host_v4: Option<Ipv4Addr>,
     host_v6: Option<Ipv6Addr>,
+    slirp: Option<Slirp>,
 }
 
 impl Policy {
@@ -46,11 +53,15 @@ impl Policy {
             allow_link_local: config.allow_link_local,
             host_v4: None,
             host_v6: None,
+            slirp: config.slirp,
         }
     }
 
     /// Tells the host's addresses on its default routes, whenever they may have changed.
     pub fn set_host_addresses(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        if self.slirp.is_some() {
+            return;
+        }
         self.host_v4 = v4;
         self.host_v6 = v6;
     }
@@ -69,16 +80,20 @@ impl Policy {
             let host = if self.allow_host_loopback { Some(Ipv4Addr::LOCALHOST) } else { self.host_v4 };
             return Decision::Gateway(host.map(IpAddr::V4));
         }
-        if dst == plan.dns {
+        if dst == plan.dns && self.slirp.is_none_or(|slirp| slirp.dns) {
             return Decision::Dns;
         }
-        if dst.is_multicast() || dst.is_broadcast() || dst == plan.subnet.broadcast() {
+        if dst.is_multicast() && self.slirp.is_some() {
+            return Decision::Group(IpAddr::V4(dst));
+        }
+        let own_broadcast = dst == plan.subnet.broadcast() && self.slirp.is_none();
+        if dst.is_multicast() || dst.is_broadcast() || own_broadcast {
             return Decision::Ignore(DropReason::Multicast);
         }
         let refused = dst.octets()[0] == 0
             || dst.is_loopback()
             || (dst.is_link_local() && !self.allow_link_local)
-            || plan.subnet.contains(&dst)
+            || (plan.subnet.contains(&dst) && self.slirp.is_none())
             // 240/4 is reserved (RFC 1112); the host would answer EINVAL.
             || dst.octets()[0] >= 240;
         if refused { Decision::Refuse } else { Decision::Outside(IpAddr::V4(dst)) }
@@ -90,18 +105,24 @@ impl Policy {
             let host = if self.allow_host_loopback { Some(Ipv6Addr::LOCALHOST) } else { self.host_v6 };
             return Decision::Gateway(host.map(IpAddr::V6));
         }
-        if dst == plan.dns {
+        if dst == plan.dns && self.slirp.is_none_or(|slirp| slirp.dns) {
             return Decision::Dns;
         }
         if dst.is_multicast() {
+            // Scopes 0 and 1 stay within the node (RFC 4291, section 2.7).
+            if self.slirp.is_some() && dst.octets()[1] & 0x0f > 1 {
+                return Decision::Group(IpAddr::V6(dst));
+            }
             return Decision::Ignore(DropReason::Multicast);
         }
         // The v4-mapped range reaches IPv4 loopback through an IPv6 socket; v4-compatible (::/96) is obsolete
         // (RFC 4291, section 2.5.5.1) and holds :: and ::1; link-local needs a scope that only the host has.
         let segments = dst.segments();
         let low_96_zero = segments[..6].iter().all(|&s| s == 0);
-        let refused =
-            dst.to_ipv4_mapped().is_some() || low_96_zero || dst.is_unicast_link_local() || plan.subnet.contains(&dst);
+        let refused = dst.to_ipv4_mapped().is_some()
+            || low_96_zero
+            || dst.is_unicast_link_local()
+            || (plan.subnet.contains(&dst) && self.slirp.is_none());
         if refused { Decision::Refuse } else { Decision::Outside(IpAddr::V6(dst)) }
     }
 
@@ -149,14 +170,62 @@ impl Policy {
     }
 
     /// Whether `src` is an address that the guest may send from: its own, or, in IPv6, any of its prefix (a guest that
-    /// autoconfigures makes its own) except ours.
+    /// autoconfigures makes its own) except ours. Where guests are learnt: any that a host can have.
     pub fn is_guest_source(&self, src: IpAddr) -> bool {
+        if self.slirp.is_some() {
+            return self.can_be_guest(src);
+        }
         match src {
             IpAddr::V4(a) => self.v4.is_some_and(|plan| a == plan.guest),
             IpAddr::V6(a) => self.v6.is_some_and(|plan| {
                 a == plan.guest || (plan.subnet.contains(&a) && a != plan.gateway && a != plan.dns)
             }),
         }
+    }
+
+    /// Whether a host on slirp4netns's segment can have this address: a unicast one, not a loopback one, and not ours.
+    pub fn can_be_guest(&self, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(a) => self.v4.is_some_and(|plan| {
+                !(a.is_loopback()
+                    || a.is_unspecified()
+                    || a.is_multicast()
+                    || a.is_broadcast()
+                    || a == plan.subnet.broadcast()
+                    || a == plan.gateway
+                    || a == plan.dns)
+            }),
+            IpAddr::V6(a) => self.v6.is_some_and(|plan| {
+                !(a.is_loopback()
+                    || a.is_unspecified()
+                    || a.is_multicast()
+                    || a.to_ipv4_mapped().is_some()
+                    || [plan.gateway, plan.gateway_link_local, plan.dns].contains(&a))
+            }),
+        }
+    }
+
+    /// Where guests are learnt, a sender on the host's loopback is the gateway, and nobody where that is closed: with its
+    /// own address no guest's kernel would take the datagram.
+    pub fn shown_sender(&self, sender: SocketAddr) -> Option<SocketAddr> {
+        if self.slirp.is_none() || !sender.ip().is_loopback() {
+            return Some(sender);
+        }
+        let gateway = self.gateway(sender.is_ipv6()).filter(|_| self.allow_host_loopback)?;
+        Some(SocketAddr::new(gateway, sender.port()))
+    }
+
+    /// Whether echo requests to `dst` are answered here: it is ours, whatever else is behind it.
+    pub fn answers_echo(&self, dst: IpAddr) -> bool {
+        match dst {
+            IpAddr::V4(a) => self.v4.is_some_and(|plan| a == plan.gateway || a == plan.dns),
+            IpAddr::V6(a) => self.v6.is_some_and(|plan| [plan.gateway, plan.gateway_link_local, plan.dns].contains(&a)),
+        }
+    }
+
+    /// Whether this is slirp4netns's segment.
+    pub fn is_slirp(&self) -> bool {
+        self.slirp.is_some()
     }
 
     /// Whether an address of the host is what the gateway alias stands for now.

@@ -14,6 +14,7 @@ use std::net::Ipv6Addr;
 
 use smoltcp::time::{Duration, Instant};
 
+use super::neighbour::own_mac;
 use super::verdict::DropReason;
 use crate::network::config::{EndpointConfig, Mac};
 use crate::wire::dns_name;
@@ -35,6 +36,9 @@ const LIFETIME: u16 = 1800;
 const PREFIX_VALID: u32 = 2_592_000;
 /// AdvPreferredLifetime, 7 days (§6.2.1). Seconds.
 const PREFIX_PREFERRED: u32 = 604_800;
+/// Valid and preferred lifetime on slirp4netns's segment, one day and four hours: libslirp's, which its guests know.
+/// That segment's advertisements name no MTU, so that the guest's interface keeps the one it was given.
+const SLIRP_PREFIX: (u32, u32) = (86_400, 14_400);
 /// AdvCurHopLimit: the default of hosts (RFC 1700).
 const CUR_HOP_LIMIT: u8 = 64;
 /// On-link and autonomous flags of the prefix information (§4.6.2).
@@ -63,23 +67,32 @@ impl RouterAdvertiser {
         m.extend(LIFETIME.to_be_bytes());
         m.extend([0; 8]); // reachable and retransmission time: unspecified by this router
         m.extend([ndisc::SOURCE_LINK_LAYER, 1]);
-        m.extend(config.gateway_mac.0);
-        // RFC 4861 §4.6.4; IPv6 has no smaller MTU than 1280.
-        m.extend([5, 1, 0, 0]);
-        m.extend(u32::from(config.mtu.max(1280)).to_be_bytes());
+        let mac = own_mac(config, Some(plan.gateway_link_local.into()));
+        m.extend(mac.0);
+        let (valid, preferred) = match config.slirp {
+            Some(_) => SLIRP_PREFIX,
+            None => (PREFIX_VALID, PREFIX_PREFERRED),
+        };
+        if config.slirp.is_none() {
+            // RFC 4861 §4.6.4; IPv6 has no smaller MTU than 1280.
+            m.extend([5, 1, 0, 0]);
+            m.extend(u32::from(config.mtu.max(1280)).to_be_bytes());
+        }
         // RFC 4861 §4.6.2.
         m.extend([3, 4, plan.subnet.prefix_len(), PREFIX_FLAGS]);
-        m.extend(PREFIX_VALID.to_be_bytes());
-        m.extend(PREFIX_PREFERRED.to_be_bytes());
+        m.extend(valid.to_be_bytes());
+        m.extend(preferred.to_be_bytes());
         m.extend([0; 4]);
         m.extend(plan.subnet.network().octets());
-        // Recursive DNS server, RFC 8106 §5.1.
-        m.extend([25, 3, 0, 0]);
-        m.extend(u32::from(LIFETIME).to_be_bytes());
-        m.extend(plan.dns.octets());
-        search_list(&mut m, &config.dns_search);
+        if config.slirp.is_none_or(|slirp| slirp.dns) {
+            // Recursive DNS server, RFC 8106 §5.1.
+            m.extend([25, 3, 0, 0]);
+            m.extend(u32::from(LIFETIME).to_be_bytes());
+            m.extend(plan.dns.octets());
+            search_list(&mut m, &config.dns_search);
+        }
         Some(Self {
-            mac: config.gateway_mac,
+            mac,
             source: plan.gateway_link_local,
             message: m,
             random: seed,

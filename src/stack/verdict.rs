@@ -56,6 +56,8 @@ drop_reasons! {
     NoMapping = "no_mapping",
     /// Larger than can be carried.
     TooBig = "too_big",
+    /// For a guest that nobody has seen and that does not answer, or more than is held for one.
+    Unresolved = "unresolved",
     /// More ICMP errors or echo than the rate allows.
     RateLimited = "rate_limited",
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use smoltcp::time::Duration;
 use tapway::stack::Limits;
+use tapway::stack::guests::GuestLimits;
 use tapway::stack::reassembly;
 use tapway::stack::tcp::{ConnectFailure, TcpLimits};
 use tapway::stack::udp::UdpLimits;
@@ -16,6 +17,7 @@ fn small_limits() -> Limits {
         udp: UdpLimits { max_mappings: 4, max_pairs: 4 },
         ping_sessions: 2,
         reassembly: reassembly::Limits { datagrams: 4, bytes: 100_000, ..reassembly::Limits::default() },
+        guests: GuestLimits { known: 4, asked: 2, held_frames: 8, held_bytes: 100_000 },
     }
 }
 

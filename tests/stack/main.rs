@@ -10,6 +10,7 @@ mod guest_tcp;
 mod hostile;
 mod link_layer;
 mod sim;
+mod slirp;
 mod streams;
 mod tcp_flow_control;
 mod tcp_life;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::time::{Duration, Instant};
-use tapway::network::config::{EndpointConfig, Mac, Offloads, PlanV4, PlanV6};
+use tapway::network::config::{EndpointConfig, Mac, Offloads, PlanV4, PlanV6, Slirp};
 use tapway::stack::arena::Id;
 use tapway::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use tapway::stack::udp::UdpVia;
@@ -101,6 +101,24 @@ pub fn config(mtu: u16, offloads: Offloads) -> EndpointConfig {
         slirp: None,
     }
 }
+
+/// slirp4netns's segment: no guest is known.
+pub fn slirp_config(mtu: u16, offloads: Offloads) -> EndpointConfig {
+    let dhcp = ("10.0.2.15".parse().expect("address"), "10.0.2.30".parse().expect("address"));
+    EndpointConfig {
+        guest_mac: Mac([0; 6]),
+        gateway_mac: Mac([0; 6]),
+        allow_host_loopback: true,
+        allow_link_local: true,
+        hostname: String::new(),
+        dns_search: Vec::new(),
+        slirp: Some(Slirp { dhcp, dns: true }),
+        ..config(mtu, offloads)
+    }
+}
+
+/// MACs of the gateway, by family, on that segment.
+pub const SLIRP_MACS: [[u8; 6]; 2] = [[0x52, 0x55, 10, 0, 2, 2], [0x52, 0x56, 0, 0, 0, 2]];
 
 /// One IP packet for or from the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,7 +262,9 @@ impl Seg {
         self.packet().frame()
     }
 
-    fn parse(ip: &Ip) -> Self {
+    /// From a packet that has one.
+    pub fn of(ip: &Ip) -> Self {
+        assert_eq!(ip.protocol, TCP, "{ip:?}");
         let b = &ip.body;
         let word = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
         let header = usize::from(b[12] >> 4) * 4;
@@ -288,11 +308,18 @@ pub enum Frame {
 /// Takes a frame for the guest apart and checks all that any frame must have.
 pub fn parse(frame: &[u8], config: &EndpointConfig) -> Frame {
     let vnet = VnetHdr::parse(frame).expect("vnet header");
-    assert_eq!(frame[16..22], GATEWAY_MAC, "source MAC");
-    if frame[22..24] == [8, 6] {
+    let slirp = config.slirp.is_some();
+    let arp = frame[22..24] == [8, 6];
+    if !slirp {
+        assert_eq!(frame[16..22], GATEWAY_MAC, "source MAC");
+    } else if !(arp || frame[22] == 0x86 && frame[30] == 58) {
+        assert_eq!(frame[16..22], SLIRP_MACS[usize::from(frame[22] == 0x86)], "source MAC");
+    }
+    if arp {
         return Frame::Arp(frame[VNET_HDR_LEN..].to_vec());
     }
-    assert!(frame[10..16] == GUEST_MAC || frame[10] & 1 == 1, "destination MAC");
+    assert!(slirp || frame[10..16] == GUEST_MAC || frame[10] & 1 == 1, "destination MAC");
+    assert_ne!(frame[10..16], [0; 6], "no destination MAC");
     let packet = &frame[IP_OFFSET..];
     if vnet.gso == Gso::None {
         assert!(packet.len() <= usize::from(config.mtu), "{} bytes in one frame", packet.len());
@@ -491,6 +518,8 @@ pub struct World {
     /// Flows that are gone, and whether in order; their sockets are in `gone`.
     pub closed: Vec<(Id, bool)>,
     pub gone: HashMap<Id, HostSocket>,
+    /// MACs of guests other than the first.
+    pub macs: HashMap<IpAddr, [u8; 6]>,
     seq: u32,
 }
 
@@ -509,6 +538,7 @@ impl World {
             connects: Vec::new(),
             closed: Vec::new(),
             gone: HashMap::new(),
+            macs: HashMap::new(),
             seq: 5_000_000,
         };
         // The first router advertisement is due at once and belongs to no test but its own.
@@ -524,7 +554,16 @@ impl World {
     }
 
     pub fn send(&mut self, segment: &Seg) {
-        self.inject(segment.frame());
+        self.inject_ip(&segment.packet());
+    }
+
+    /// An IP packet of the guest whose address it has.
+    pub fn inject_ip(&mut self, packet: &Ip) {
+        let mut frame = packet.frame();
+        if let Some(mac) = self.macs.get(&packet.src) {
+            frame[16..22].copy_from_slice(mac);
+        }
+        self.inject(frame);
     }
 
     /// What the runtime does after each turn.
@@ -651,13 +690,7 @@ impl World {
 
     /// All TCP segments since the last call; nothing else may have come.
     pub fn segments(&mut self) -> Vec<Seg> {
-        self.packets()
-            .iter()
-            .map(|ip| {
-                assert_eq!(ip.protocol, TCP, "{ip:?}");
-                Seg::parse(ip)
-            })
-            .collect()
+        self.packets().iter().map(Seg::of).collect()
     }
 
     /// The only TCP segment since the last call.

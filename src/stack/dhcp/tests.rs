@@ -54,7 +54,7 @@ fn message(kind: u8, client_ip: Ipv4Addr, broadcast: bool, options: &[(u8, &[u8]
 
 fn ask(server: &mut DhcpServer, request: &[u8]) -> Option<(DhcpReply, Vec<u8>)> {
     let mut out = [0xee; 1472];
-    let reply = server.handle(request, &mut out)?;
+    let reply = server.handle(Instant::ZERO, request, &mut out)?;
     Some((reply, out[..reply.len].to_vec()))
 }
 
@@ -101,7 +101,8 @@ fn discover_offer_request_ack() {
 fn the_frame_is_right() {
     for (broadcast, mac, to) in [(false, [2, 0, 0, 0, 0, 100], GUEST), (true, [0xff; 6], Ipv4Addr::BROADCAST)] {
         let mut out = [0xee; 1514];
-        let length = server().handle_frame(&message(1, NONE, broadcast, &[]), &mut out).expect("answered");
+        let length =
+            server().handle_frame(Instant::ZERO, &message(1, NONE, broadcast, &[]), &mut out).expect("answered");
         let frame = EthernetFrame::new_checked(&out[..length]).expect("Ethernet");
         assert_eq!((frame.dst_addr().0, frame.src_addr().0), (mac, [2, 0, 0, 0, 0, 2]));
         let ip = Ipv4Packet::new_checked(frame.payload()).expect("IPv4");
@@ -114,9 +115,13 @@ fn the_frame_is_right() {
         let (reply, answer) = ask(&mut server(), &message(1, NONE, broadcast, &[])).expect("answered");
         assert_eq!((reply.broadcast, udp.payload()), (broadcast, &answer[..]));
     }
-    assert_eq!(server().handle_frame(&message(7, GUEST, false, &[]), &mut [0; 1514]), None);
+    assert_eq!(server().handle_frame(Instant::ZERO, &message(7, GUEST, false, &[]), &mut [0; 1514]), None);
     for room in [0, 41, 42, 341] {
-        assert_eq!(server().handle_frame(&message(1, NONE, false, &[]), &mut vec![0; room]), None, "room {room}");
+        assert_eq!(
+            server().handle_frame(Instant::ZERO, &message(1, NONE, false, &[]), &mut vec![0; room]),
+            None,
+            "room {room}"
+        );
     }
 }
 
@@ -272,10 +277,14 @@ fn a_hostname_that_does_not_fit_is_left_out() {
 fn a_short_buffer_gets_nothing() {
     let mut server = server();
     for room in 0..300 {
-        assert_eq!(server.handle(&message(1, NONE, false, &[]), &mut vec![0; room]), None, "room {room}");
+        assert_eq!(
+            server.handle(Instant::ZERO, &message(1, NONE, false, &[]), &mut vec![0; room]),
+            None,
+            "room {room}"
+        );
     }
     let mut out = vec![0; 320];
-    let reply = server.handle(&message(1, NONE, false, &[]), &mut out).expect("the essentials fit");
+    let reply = server.handle(Instant::ZERO, &message(1, NONE, false, &[]), &mut out).expect("the essentials fit");
     assert_eq!(options(&out[..reply.len])[&53], [2]);
 }
 
@@ -304,7 +313,7 @@ proptest! {
         };
         let mut server = server();
         let mut out = vec![0; room];
-        if let Some(reply) = server.handle(&request, &mut out) {
+        if let Some(reply) = server.handle(Instant::ZERO, &request, &mut out) {
             prop_assert!(reply.len <= room && reply.len >= 300);
             let answer = DhcpPacket::new_checked(&out[..reply.len]).expect("DHCP");
             prop_assert_eq!(answer.opcode(), DhcpOpCode::Reply);

@@ -27,6 +27,7 @@ fn neighbour() -> Neighbour {
             dns: v6("fd00::3"),
             guest: v6("fd00::64"),
         }),
+        slirp: false,
     }
 }
 

@@ -32,7 +32,7 @@ pub mod port;
 pub mod rings;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use foldhash::fast::FixedState;
 use smoltcp::iface::{Config, Interface, PollResult};
@@ -373,7 +373,9 @@ impl Tcp {
             Some(id) => id,
             None if only_syn => return self.open(now, packet, tcp_at, key, open(key.peer()), gateway, composer, out),
             None => {
-                if !segment.has(RST) {
+                // Nobody answers in a group's name.
+                let group = key.peer.is_multicast() || key.peer == IpAddr::V4(Ipv4Addr::BROADCAST);
+                if !segment.has(RST) && !group {
                     reset_unknown(&key, &segment, composer, out);
                 }
                 return Err(DropReason::NoFlow);
