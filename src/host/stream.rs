@@ -145,3 +145,18 @@ pub fn allow_orderly_close(fd: BorrowedFd<'_>) {
 pub fn keep_alive(fd: BorrowedFd<'_>) {
     let _ = SockRef::from(&fd).set_keepalive(true);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_is_none_of_ours_reaches_no_network() {
+        // TEST-NET-3 and the documentation prefix: nobody's addresses.
+        for (target, source) in [("127.0.0.1:1", "203.0.113.9"), ("[::1]:1", "2001:db8::9")] {
+            let started = start(target.parse().unwrap(), Some(source.parse().unwrap()));
+            let expected = ConnectFailure::Unreachable(IcmpError::NetUnreachable);
+            assert!(matches!(started, Connect::Failed(failure) if failure == expected), "{started:?}");
+        }
+    }
+}

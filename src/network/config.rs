@@ -98,9 +98,10 @@ pub struct EndpointConfig {
     pub id: String,
     /// MTU of the guest's interface.
     pub mtu: u16,
-    /// The guest's MAC address.
+    /// The guest's MAC address. Not looked at with `slirp`, where guests are learnt.
     pub guest_mac: Mac,
-    /// The gateway's MAC address; it answers for every address but the guest's.
+    /// The gateway's MAC address; it answers for every address but the guest's. Not looked at with `slirp`, where MACs
+    /// are made of addresses.
     pub gateway_mac: Mac,
     /// IPv4 plan; None switches the family off.
     pub v4: Option<PlanV4>,
@@ -108,7 +109,8 @@ pub struct EndpointConfig {
     pub v6: Option<PlanV6>,
     /// What the TAP can do.
     pub offloads: Offloads,
-    /// The gateway address reaches the host's 127.0.0.1 and ::1 (else the host's address on its default route).
+    /// The gateway address reaches the host's 127.0.0.1 and ::1 (else the host's address on its default route, or, with
+    /// `slirp`, nothing).
     pub allow_host_loopback: bool,
     /// 169.254.0.0/16 is reachable (cloud metadata lives there).
     pub allow_link_local: bool,

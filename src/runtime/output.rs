@@ -400,3 +400,78 @@ impl Sockets {
         Ok(OwnedFd::from(ours))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::network::config::{EndpointConfig, Mac, Offloads};
+
+    /// Sockets whose source address the user chose, and the other end of the TAP.
+    fn sockets(outbound: &str) -> (Sockets, UnixDatagram) {
+        let (tap, guest) = UnixDatagram::pair().expect("socket pair");
+        let config = EndpointConfig {
+            id: "0123456789ab".into(),
+            mtu: 1500,
+            guest_mac: Mac([0; 6]),
+            gateway_mac: Mac([0; 6]),
+            v4: None,
+            v6: None,
+            offloads: Offloads::default(),
+            allow_host_loopback: true,
+            allow_link_local: true,
+            outbound_v4: Some(outbound.parse().expect("address")),
+            outbound_v6: None,
+            hostname: String::new(),
+            dns_search: Vec::new(),
+            slirp: None,
+        };
+        let queries = tokio::sync::mpsc::channel(1).0;
+        (Sockets::new(&config, OwnedFd::from(tap), Vec::new(), queries).expect("epoll"), guest)
+    }
+
+    fn send(sockets: &mut Sockets, id: Id, target: SocketAddr) {
+        sockets.udp_to_host(&UdpToHost {
+            via: UdpVia::Mapping { id },
+            guest: target,
+            target,
+            payload: b"data",
+            segment: None,
+            ttl: 64,
+            dont_fragment: false,
+        });
+        sockets.flush();
+    }
+
+    #[test]
+    fn a_source_that_is_none_of_ours_reaches_no_network() {
+        // TEST-NET-3: nobody's.
+        let (mut sockets, _guest) = sockets("203.0.113.9");
+        let id = Id { index: 0, generation: 1 };
+        send(&mut sockets, id, SocketAddr::from(([127, 0, 0, 1], 9)));
+        let told: Vec<_> = sockets.errors.drain(..).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].id, told[0].kind, told[0].echo), (id, IcmpError::NetUnreachable, None));
+        assert_eq!((told[0].offender, &told[0].data[..told[0].len]), (None, &b"data"[..]));
+        let target = IpAddr::from([127, 0, 0, 1]);
+        sockets.ping_to_host(&PingToHost { id, target, seq: 7, payload: b"ping", ttl: 64, dont_fragment: false });
+        // Where ping sockets are forbidden there is nothing to bind.
+        if !sockets.warned_ping {
+            let told: Vec<_> = sockets.errors.drain(..).collect();
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert_eq!((told[0].kind, told[0].echo), (IcmpError::NetUnreachable, Some(7)));
+        }
+    }
+
+    #[test]
+    fn datagrams_come_from_the_source_that_was_chosen() {
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let (mut sockets, _guest) = sockets("127.0.0.7");
+        send(&mut sockets, Id { index: 0, generation: 1 }, server.local_addr().expect("address"));
+        let (len, from) = server.recv_from(&mut [0; 10]).expect("a datagram");
+        assert_eq!((len, from.ip()), (4, IpAddr::from([127, 0, 0, 7])));
+        assert!(sockets.errors.is_empty());
+    }
+}

@@ -15,7 +15,7 @@ use super::policy::Decision;
 use super::reassembly::Outcome;
 use super::tcp::{OpenVerdict, TcpTarget};
 use super::verdict::DropReason;
-use super::{Output, PingToHost, Stack, UdpToHost, neighbour};
+use super::{Output, PingToHost, Stack, UdpToHost, dhcp6, neighbour};
 use crate::network::config::Mac;
 use crate::wire::icmp_error::IcmpError;
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, VNET_HDR_LEN, VnetHdr};
@@ -381,6 +381,20 @@ impl Stack {
             self.composer.send_frame(|buf| dhcp.handle_frame(now, payload, buf), out);
             if let Some((address, mac)) = dhcp.take_leased() {
                 self.learn(IpAddr::V4(address), mac, out);
+            }
+            return Ok(());
+        }
+        if peer.port() == dhcp6::SERVER_PORT
+            && let (SocketAddr::V6(client), Some(plan)) = (guest, self.config.v6)
+            && self.config.slirp.is_some_and(|slirp| slirp.dns)
+            && (packet.dst == IpAddr::V6(dhcp6::SERVERS) || matches!(decision, Decision::Gateway(_)))
+        {
+            let own = IpAddr::V6(plan.gateway_link_local);
+            let mut buf = [0; dhcp6::MAX_ANSWER];
+            let len = dhcp6::answer(payload, client, neighbour::own_mac(&self.config, Some(own)), plan.dns, &mut buf);
+            let from = SocketAddr::new(own, dhcp6::SERVER_PORT);
+            if let Some(len) = len {
+                self.composer.send_udp(from, guest, &buf[..len], None, DEFAULT_TTL, out);
             }
             return Ok(());
         }

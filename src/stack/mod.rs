@@ -4,7 +4,7 @@
 //! frame ─► Ethernet ─┬─► ARP, NDP, RA            (neighbour, ra)       answered here
 //!                    └─► IP ─► fragments ─┬─► TCP  (tcp)    ─► policy ─► TcpWork, rings lent to the runtime
 //!                                         ├─► UDP  (udp)    ─► policy ─► Output::udp_to_host
-//!                                         │    ├─► DHCP     (dhcp)      answered here
+//!                                         │    ├─► DHCP     (dhcp*)     answered here
 //!                                         │    └─► DNS                 ─► Output::dns_query
 //!                                         └─► echo (ping)   ─► policy ─► Output::ping_to_host
 //! ```
@@ -23,6 +23,7 @@ pub mod arena;
 pub mod compose;
 pub mod deadline;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod flow;
 pub mod guests;
 mod ingress;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use smoltcp::time::Duration;
 use tapway::stack::Limits;
+use tapway::stack::flow::GuestPort;
 use tapway::stack::guests::GuestLimits;
 use tapway::stack::reassembly;
 use tapway::stack::tcp::{ConnectFailure, TcpLimits};
@@ -146,5 +147,90 @@ proptest! {
             look(&mut world, choice);
         }
         end(&mut world);
+    }
+
+    /// slirp4netns's segment: anybody from any MAC, nonsense of every layer, and published ports to anywhere. Each frame
+    /// goes to the MAC that its guest was last seen with.
+    #[test]
+    fn anybody_on_a_segment_that_learns(
+        acts in proptest::collection::vec((
+            0u8..8,
+            any::<bool>(),
+            (0u8..7, 0u8..4),
+            proptest::collection::vec(any::<u8>(), 0..120),
+            0u64..2500,
+        ), 1..80),
+        choice in any::<u64>(),
+    ) {
+        let mut world = World::with(slirp_config(1520, all_offloads()), small_limits());
+        for (act, v6, (who, mac), bytes, wait) in acts {
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            let guest = ip(&if v6 { format!("fd00:1:2:3::10{who}") } else { format!("10.0.2.10{who}") });
+            let mac = [2, 0, 0, 0, 0, mac];
+            world.macs.insert(guest, mac);
+            let mut spoken = true;
+            match act {
+                0 => {
+                    let conn = Conn::new(&mut world, at(guest, 4000), at(family.far(), 80));
+                    world.send(&conn.syn());
+                }
+                1 => {
+                    let ends = (at(guest, 4000), at(family.gateway(), 80));
+                    world.inject_ip(&Ip::new(ends.0.ip(), ends.1.ip(), UDP, udp_body(ends.0, ends.1, &bytes)));
+                }
+                2 => world.inject_ip(&Ip::new(guest, family.far(), TCP, bytes)),
+                3 => {
+                    // Neighbour discovery and echo of any kind, with a good checksum.
+                    let mut body = vec![0; 4];
+                    body.extend(bytes);
+                    body[0] = 128 + who * 2;
+                    let (protocol, sum) = if v6 {
+                        (58, tapway::wire::csum::full(guest, ip("fe80::2"), 58, &body))
+                    } else {
+                        (1, tapway::wire::csum::plain(&body))
+                    };
+                    body[2..4].copy_from_slice(&sum.to_be_bytes());
+                    let mut packet = Ip::new(guest, if v6 { ip("fe80::2") } else { family.far() }, protocol, body);
+                    packet.ttl = 255;
+                    world.inject_ip(&packet);
+                    spoken = false;
+                }
+                4 => {
+                    let mut frame = vec![0; 10];
+                    frame.extend([0xff; 6]);
+                    frame.extend(mac);
+                    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, (who & 1) + 1]);
+                    frame.extend(&bytes);
+                    world.inject(frame);
+                    spoken = false;
+                }
+                5 => {
+                    let port = GuestPort { addr: Some(guest), port: 80 };
+                    let _ = world.stack.handle_tcp_accepted(world.now, port, at(family.far(), 5000 + u16::from(who)));
+                    world.settle();
+                    spoken = false;
+                }
+                _ => {
+                    let listener = (usize::from(who), GuestPort { addr: Some(guest), port: 53 });
+                    let (client, local) = (at(family.far(), 5000), ip("192.0.2.1"));
+                    world.stack.handle_udp_published(world.now, listener, (client, local), &bytes, None, &mut world.out);
+                    spoken = false;
+                }
+            }
+            if spoken {
+                // What it may have drawn, and what waited for it.
+                for frame in &world.out.to_guest {
+                    let arp = frame[22..24] == [8, 6] || frame[10] & 1 == 1;
+                    assert!(arp || frame[10..16] == mac, "{frame:?}");
+                }
+            }
+            look(&mut world, choice);
+            let (known, asked, held) = world.stack.guests().unwrap();
+            assert!(known <= 8 && asked <= 2 && held <= 200_000);
+            world.pass(Duration::from_millis(wait));
+            look(&mut world, choice);
+        }
+        end(&mut world);
+        assert_eq!(world.stack.guests().unwrap().1, 0);
     }
 }

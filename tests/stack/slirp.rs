@@ -876,3 +876,22 @@ fn routers_advertise_what_guests_need_and_no_mtu() {
         assert_eq!(packet.body[16..], expected);
     }
 }
+
+#[test]
+fn who_asks_for_information_by_dhcp_is_told_the_name_server() {
+    let mut world = world();
+    let client = at(ip("fe80::5054:ff:fe00:65"), 546);
+    world.macs.insert(client.ip(), OTHER_MAC);
+    for to in ["ff02::1:2", "fe80::2"] {
+        world.inject_ip(&datagram(client, at(ip(to), 547), &[11, 1, 2, 3, 0, 6, 0, 2, 0, 23]));
+        let (mac, packet) = frame(&mut world);
+        let (from, to, message) = udp_ends(&packet);
+        assert_eq!((mac, from, to), (OTHER_MAC, at(ip("fe80::2"), 547), client));
+        let dns = "fd00:1:2:3::3".parse::<Ipv6Addr>().unwrap().octets();
+        assert!(message.starts_with(&[7, 1, 2, 3]) && message.ends_with(&dns));
+    }
+    // Addresses are not lent.
+    world.inject_ip(&datagram(client, at(ip("ff02::1:2"), 547), &[1, 1, 2, 3]));
+    world.silent();
+    assert!(world.out.udp.is_empty());
+}
