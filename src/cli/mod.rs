@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod port;
 pub mod run;
 pub mod run_args;
+pub mod slirp4netns;
 
 use std::process::ExitCode;
 
