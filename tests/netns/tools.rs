@@ -137,6 +137,7 @@ pub fn connect_from(ns: &Ns, from: SocketAddr, to: SocketAddr) -> std::io::Resul
 }
 
 /// What a [`tell_tcp`] server says to a client in `ns` that binds `from`: (our own address, what the server saw).
+#[track_caller]
 pub fn ask_tcp(ns: &Ns, from: SocketAddr, to: SocketAddr) -> (SocketAddr, SocketAddr) {
     let mut stream = connect_from(ns, from, to).unwrap_or_else(|e| panic!("cannot connect {from} -> {to}: {e}"));
     let mine = stream.local_addr().unwrap();
@@ -144,6 +145,7 @@ pub fn ask_tcp(ns: &Ns, from: SocketAddr, to: SocketAddr) -> (SocketAddr, Socket
 }
 
 /// What the server at the other end of `stream` said.
+#[track_caller]
 pub fn heard_tcp(stream: &mut TcpStream) -> SocketAddr {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("the server did not say whom it saw");
@@ -152,6 +154,7 @@ pub fn heard_tcp(stream: &mut TcpStream) -> SocketAddr {
 
 /// What a [`tell_udp`] server says to a client in `ns` that binds `from`: (our own address, what the server saw). The
 /// socket is connected, so an answer from another address than `to` does not count.
+#[track_caller]
 pub fn ask_udp(ns: &Ns, from: SocketAddr, to: SocketAddr) -> (SocketAddr, SocketAddr) {
     let socket = udp(ns, from);
     ns.run(|| socket.connect(to)).unwrap_or_else(|e| panic!("cannot connect {from} -> {to}: {e}"));
@@ -160,6 +163,7 @@ pub fn ask_udp(ns: &Ns, from: SocketAddr, to: SocketAddr) -> (SocketAddr, Socket
 }
 
 /// Asks over a connected socket.
+#[track_caller]
 pub fn heard_udp(socket: &UdpSocket) -> SocketAddr {
     let mut bytes = [0; 128];
     socket.send(b"who?").expect("cannot send a datagram");

@@ -95,6 +95,7 @@ impl Ns {
     }
 
     /// A shell line in this namespace; it must succeed. Returns its standard output.
+    #[track_caller]
     pub fn sh(&self, line: &str) -> String {
         self.cmd(&["sh", "-ec", line]).ok()
     }
@@ -194,6 +195,7 @@ impl Cmd {
     }
 
     /// Runs it; it must succeed. Returns its standard output.
+    #[track_caller]
     pub fn ok(&self) -> String {
         let ended = self.end();
         assert!(
@@ -226,6 +228,12 @@ impl Proc {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a process id fits")
+    }
+
+    /// True until it ended. A child that ended is a zombie until somebody waits for it, which is not done here.
+    pub fn alive(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(' ') && !rest.starts_with(" Z"))
     }
 
     /// Waits for its end.
@@ -269,6 +277,7 @@ impl Drop for Proc {
 }
 
 /// Polls until `done` says so; panics after `limit`.
+#[track_caller]
 pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let give_up = Instant::now() + limit;
     while !done() {
@@ -278,6 +287,7 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 }
 
 /// Fails the test with a remedy if a program is not installed.
+#[track_caller]
 pub fn need(program: &str) {
     let found = program.contains('/') || PATH.split(':').any(|dir| Path::new(dir).join(program).exists());
     let packages = crate::PACKAGES;
