@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::command::DataPlane;
+use super::api::Legacy;
 use crate::api::attach::{self, AttachError, ToNetwork};
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 
@@ -81,8 +81,8 @@ pub struct Control {
     pub answers: mpsc::Sender<DnsAnswer>,
     /// Wakes the data plane.
     pub wake: Arc<EventFd>,
-    /// Changes published ports.
-    pub plane: DataPlane,
+    /// The API socket, and who answers there.
+    pub api: Option<(UnixListener, Legacy)>,
 }
 
 impl Control {
@@ -93,7 +93,10 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, plane: _plane } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, api } = self;
+        if let Some((listener, handler)) = api {
+            tokio::task::spawn_local(super::api::serve(listener, handler));
+        }
         let resolver = Arc::new(Resolver::new(Limits::default()));
         resolver.set_servers(dns);
         let (conn, mut look) = match supervisor {

@@ -20,9 +20,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
+use super::api::Legacy;
 use super::capture::Capture;
 use super::command::{Command, DataPlane};
 use super::control::{self, Control, DnsAnswer, Supervisor};
+use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::sockets::{KeptError, Sockets, TcpSocket, Token};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
@@ -89,7 +91,7 @@ pub struct Engine {
 
 /// Sets both planes up; nothing of the guest is read yet.
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint, tap, pcap, listeners, dns, exit } = attached;
+    let Attached { endpoint, tap, pcap, listeners, dns, api, exit } = attached;
     let (queries, queries_out) = mpsc::channel(control::QUEUE);
     let (answers, answers_out) = mpsc::channel(control::QUEUE);
     let wake =
@@ -106,6 +108,10 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
             Err(errno) => return Err(system("watch the exit descriptor")(errno)),
         }
     }
+    let api = api.map(|listener| {
+        let guest = Guest::new(&endpoint);
+        (listener, Legacy::new(Forwards::new(plane, guest, MAX_FORWARDS), guest.v6.is_some()))
+    });
     sockets.capture = pcap.map(Capture::new);
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
@@ -125,7 +131,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         _exit: exit,
         drops_told: 0,
     };
-    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, plane }))
+    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, api }))
 }
 
 impl Engine {

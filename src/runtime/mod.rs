@@ -9,10 +9,12 @@
 //! only descriptors, and leaves when the connection closes: that is its lease. In slirp4netns mode ([`standalone`]) it is
 //! set up by its own command line and ends with its exit descriptor or its TAP.
 
+pub mod api;
 pub mod capture;
 pub mod command;
 pub mod control;
 pub mod engine;
+pub mod forwards;
 pub mod output;
 pub mod sockets;
 
@@ -38,6 +40,8 @@ pub struct Attached {
     pub listeners: Vec<(Listener, OwnedFd)>,
     /// Upstream name servers.
     pub dns: Vec<std::net::SocketAddr>,
+    /// The listening API socket, where the process serves one itself.
+    pub api: Option<std::os::unix::net::UnixListener>,
     /// Whose other side, when it closes, ends the process.
     pub exit: Option<OwnedFd>,
 }
@@ -160,6 +164,7 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                     pcap,
                     listeners: Vec::new(),
                     dns: Vec::new(),
+                    api: None,
                     exit: None,
                 });
             }
