@@ -23,6 +23,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,13 +114,17 @@ pub struct World {
 impl World {
     fn build(helper: Helper, tapway: &str) -> World {
         let host = Ns::current();
-        Cmd::new(None, &["sh", "-ec", MACHINE]).directory("/").ok();
+        // It may lie in a directory that the machine hides.
+        let mut tapway = File::open(tapway).expect("cannot open the tapway binary");
+        Cmd::new(None, &["sh", "-c", MACHINE]).directory("/").ok();
         match helper {
             Helper::Slirp4netns => {
                 std::os::unix::fs::symlink("/usr/bin/slirp4netns", INSTALLED).expect("cannot install the helper");
             }
             Helper::Tapway => {
-                fs::copy(tapway, "/usr/local/bin/tapway").expect("cannot copy tapway");
+                let mut copy = File::create("/usr/local/bin/tapway").expect("cannot make a file");
+                std::io::copy(&mut tapway, &mut copy).expect("cannot copy tapway");
+                copy.set_permissions(fs::Permissions::from_mode(0o755)).expect("cannot make tapway executable");
                 std::os::unix::fs::symlink("tapway", INSTALLED).expect("cannot install the helper");
             }
         }
@@ -195,7 +200,7 @@ impl World {
     pub fn image_tar(&self) -> PathBuf {
         let tar = self.path("box.tar");
         if !tar.exists() {
-            self.user(&["sh", "-ec", IMAGE]).ok();
+            self.user(&["sh", "-c", IMAGE]).ok();
         }
         tar
     }
@@ -316,70 +321,7 @@ pub fn alive(pid: i32) -> bool {
 const CONTAINERS_CONF: &str = include_str!("../../contrib/containers/containers.conf");
 
 /// Makes the machine, as its root.
-const MACHINE: &str = r#"
-mount --make-rshared /
-mount -t tmpfs -o mode=755 tmpfs /mnt
-mount -t tmpfs -o mode=755 tmpfs /run
-mount -t tmpfs -o mode=1777 tmpfs /tmp
-mount -t tmpfs -o mode=1777 tmpfs /var/tmp
-mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-mount -t tmpfs -o mode=755 tmpfs /usr/local/bin
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-hostname machine
-
-# Its /etc: the packages' files without the users, the name servers and the containers' settings of the real machine.
-mkdir /mnt/etc
-cp -a /etc/. /mnt/etc/ 2>/dev/null || true
-cd /mnt/etc
-rm -rf passwd group shadow gshadow subuid subgid resolv.conf containers/containers.conf* containers/storage.conf
-printf '%s\n' root:x:0:0::/root:/bin/sh user:x:1000:1000::/mnt/home:/bin/sh nobody:x:65534:65534::/:/bin/false >passwd
-printf '%s\n' root:x:0: user:x:1000: nogroup:x:65534: >group
-echo user:2000:60000 >subuid
-echo user:2000:60000 >subgid
-printf 'nameserver %s\n' 127.0.0.1 ::1 >resolv.conf
-mkdir -p containers
-cat >containers/containers.conf <<'END'
-# A machine without systemd.
-[containers]
-log_driver = "k8s-file"
-default_sysctls = ["net.ipv4.ping_group_range=0 0"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "crun"
-END
-# Copies instead of overlays: a few megabytes, and every kernel can do it on every file system.
-cat >containers/storage.conf <<'END'
-[storage]
-driver = "vfs"
-graphroot = "/mnt/home/storage"
-runroot = "/run/user/1000/storage"
-rootless_storage_path = "/mnt/home/storage"
-END
-cd /
-mount --bind /mnt/etc /etc
-
-# The kernel honours the set-uid bit only of owners that are mapped here.
-cp /usr/bin/newuidmap /usr/bin/newgidmap /usr/local/bin/
-chmod 4755 /usr/local/bin/newuidmap /usr/local/bin/newgidmap
-
-mkdir -p /run/user/1000 /mnt/home/.config/containers
-chmod 700 /run/user/1000
-chown -R 1000:1000 /run/user/1000 /mnt/home
-"#;
+const MACHINE: &str = include_str!("machine.sh");
 
 /// Makes box.tar, in the user's home directory.
-const IMAGE: &str = r#"
-mkdir -p box/bin box/etc box/tmp box/proc box/sys box/dev
-for applet in $(busybox --list); do ln -s busybox box/bin/$applet; done
-rm -f box/bin/busybox
-cp "$(command -v busybox)" box/bin/busybox
-# The dynamic variant: its libraries where its loader looks for them.
-for library in $(ldd box/bin/busybox 2>/dev/null | grep -o '/[^ ]*'); do
-    mkdir -p "box${library%/*}"
-    cp -L "$library" "box$library"
-done
-tar -C box -cf box.tar.part .
-mv box.tar.part box.tar
-rm -rf box
-"#;
+const IMAGE: &str = include_str!("image.sh");
