@@ -61,6 +61,13 @@ pub fn init(verbosity: u8, format: LogFormat) {
     }
 }
 
+/// Writes one line to stderr that belongs to a program's words rather than to its log. A reader that is gone is no error,
+/// and no panic, as it would be with `eprintln!`.
+pub fn say(line: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 fn level(verbosity: u8) -> LevelFilter {
     match verbosity {
         0 => LevelFilter::WARN,

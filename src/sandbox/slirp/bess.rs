@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
 
-use crate::sys;
+use crate::{sys, telemetry};
 
 /// Longest path of a Unix socket, with its terminator (unix(7)).
 const MAX_PATH: usize = 108;
@@ -51,7 +51,7 @@ pub fn wait(path: &Path) -> Result<OwnedFd, BessError> {
     let address = UnixAddr::new(path).map_err(call("name"))?;
     bind(listener.as_raw_fd(), &address).map_err(call("bind"))?;
     listen(&listener, Backlog::new(1).map_err(call("listen on"))?).map_err(call("listen on"))?;
-    eprintln!("Waiting for connection to {}", path.display());
+    telemetry::say(&format!("Waiting for connection to {}", path.display()));
     let peer = loop {
         match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
             Ok(fd) => break sys::fd::adopt(fd),

@@ -12,9 +12,9 @@
 //!
 //! **Seeing the end.** A TAP's descriptor holds the network namespace in which /dev/net/tun was opened
 //! (drivers/net/tun.c, `tun_chr_open`), so one that was opened in there keeps it alive for ever, and its end is never seen.
-//! Where nobody promises to tell us (no `--exit-fd`) the TAP is made in a namespace of its own and moved: then the target
+//! Where nobody promises to end us (no `--exit-fd`, no death signal of the parent's) the TAP is made in a namespace of its own and moved: then the target
 //! dies with its last user and takes the interface along, which the data plane sees at once. The move costs two grace
-//! periods of the kernel, some 15 ms on our machine; therefore not always.
+//! periods of the kernel, some 20 ms on our machine; therefore not always.
 //!
 //! A name that is busy is tried again for [`BUSY_TIME`]: after a restart the predecessor may not have closed its TAP yet.
 //!
@@ -160,7 +160,7 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
             match work(request, theirs.as_fd()) {
                 Ok(()) => 0,
                 Err(error) => {
-                    eprintln!("{}", telemetry::chain(&error));
+                    telemetry::say(&telemetry::chain(&error));
                     1
                 }
             }
@@ -183,7 +183,7 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
     let (report, fds) = report?;
     let mut fds = fds.into_iter();
     let tap = fds.next().ok_or(AttachError::Closed)?;
-    eprintln!("received tapfd={}", tap.as_raw_fd());
+    telemetry::say(&format!("received tapfd={}", tap.as_raw_fd()));
     Ok(Joined {
         tap,
         offloads: report.offloads,
@@ -201,7 +201,7 @@ fn work(request: &Request<'_>, conn: BorrowedFd<'_>) -> Result<(), ChildError> {
     if let Some(configure) = &request.configure {
         set_up(&name, configure)?;
     }
-    eprintln!("sent tapfd={} for {name}", tap.as_raw_fd());
+    telemetry::say(&format!("sent tapfd={} for {name}", tap.as_raw_fd()));
     let report = Report { offloads, name, joined_userns: userns.is_some() };
     let mut fds: Vec<RawFd> = vec![tap.as_raw_fd()];
     fds.extend(userns.as_ref().map(AsRawFd::as_raw_fd));
