@@ -64,7 +64,8 @@ fn the_pages_and_completions_name_the_options() {
         ("man/tapway.1", &["tapway\\-run", "tapway\\-doctor"][..]),
         ("man/tapway-run.1", &["\\-\\-publish", "\\-\\-allow\\-host\\-loopback", "python3 \\-m http.server"]),
         ("man/tapway-doctor.1", &["\\-\\-json"]),
-        ("completions/tapway.bash", &["--allow-link-local", "doctor"]),
+        ("man/tapway-slirp4netns.1", &["\\-\\-netns\\-type", "TAPNAME"]),
+        ("completions/tapway.bash", &["--allow-link-local", "doctor", "--netns-type"]),
         ("completions/_tapway", &["--allow-link-local", "doctor"]),
         ("completions/tapway.fish", &["allow-link-local", "doctor"]),
     ] {

@@ -29,6 +29,7 @@ complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print ve
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "port" -d 'Show the published ports of a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what this machine can do, line by line, and say what to do about the rest'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
@@ -60,4 +61,23 @@ complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JS
 complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -l json -d 'Print one JSON object instead of lines'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s e -l exit-fd -d 'end when the other side of this descriptor closes' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s r -l ready-fd -d 'write a \'1\' to this descriptor once the network is ready' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s m -l mtu -d 'MTU of the interface, 1 to 65521 (default 1500)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l cidr -d 'IPv4 network, /1 to /25 (default 10.0.2.0/24)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l netns-type -d 'what the first argument is: pid (default), path or tapfd' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l userns-path -d 'user namespace to join first' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s a -l api-socket -d 'take requests for port forwards at this Unix socket' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l outbound-addr -d 'IPv4 source of connections to outside: address or interface' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l outbound-addr6 -d 'IPv6 source of connections to outside: address or interface' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l macaddress -d 'MAC address of the interface (only with -c)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l target-type -d 'netns (default), or bess: frames over a Unix socket' -r
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s c -l configure -d 'give the interface its address, MTU and route, and raise it'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l disable-host-loopback -d 'the gateway does not lead to the host\'s 127.0.0.1'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s 6 -l enable-ipv6 -d 'IPv6, too: fd00::/64'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l enable-sandbox -d 'see nothing of the file system but /etc and /run'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l enable-seccomp -d 'restrict system calls (always on here)'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l disable-dns -d 'do not answer names at the network\'s third address'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s h -l help -d 'print this and exit'
+complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s v -l version -d 'print what this is and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'

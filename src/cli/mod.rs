@@ -38,6 +38,8 @@ pub enum Action {
     Port(port::PortArgs),
     /// Try what this machine can do, line by line, and say what to do about the rest.
     Doctor(doctor::DoctorArgs),
+    /// Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name.
+    Slirp4netns(slirp4netns::table::Listed),
     /// Print the version.
     Version,
 }
@@ -65,6 +67,9 @@ impl Failure {
 
 /// Parses the command line, does what it says and reports.
 pub fn main() -> ExitCode {
+    if let Some(code) = slirp4netns::dispatch(std::env::args_os(), slirp4netns::process::run) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -73,6 +78,8 @@ pub fn main() -> ExitCode {
         Action::Run(args) => run::main(*args),
         Action::Port(args) => port::main(&args),
         Action::Doctor(args) => doctor::main(&args),
+        // Reached only behind something, such as `--`, that kept the dispatch above from seeing it.
+        Action::Slirp4netns(_) => Err(Failure::usage("slirp4netns must be the first word; see 'tapway --help'")),
         Action::Version => {
             println!("tapway {}", env!("CARGO_PKG_VERSION"));
             Ok(0)

@@ -10,6 +10,7 @@ mod exit_codes;
 mod files;
 mod ports;
 mod processes;
+mod slirp4netns;
 mod stage;
 mod terminal;
 mod users;

@@ -84,6 +84,11 @@ impl Ended {
         }
     }
 
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Self {
+        Self::new(&command.output().unwrap())
+    }
+
     /// Standard output of a run that must have succeeded, silently.
     pub fn ok(&self) -> &str {
         assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{self:?}");

@@ -12,6 +12,7 @@
 
 pub mod getopt;
 pub mod parse;
+pub mod process;
 pub mod table;
 pub mod values;
 
