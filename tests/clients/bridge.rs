@@ -1,5 +1,6 @@
 //! Rootless bridge networks: netavark and aardvark-dns in one namespace, with one helper below all of them. podman
-//! starts it with the first container and ends it by SIGTERM after the last.
+//! starts it with the first container and ends it by SIGTERM after the last. (No IPv6: netavark turns forwarding on there,
+//! and a forwarding kernel takes no router advertisements.)
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crate::talk::{blob, collect, first_word, offer, seen_tcp, sha256, tellers, t
 use crate::tools::{ask_tcp, ask_udp, at};
 use crate::world::{Cmd, HOST4, IDLE, Ns, OUTSIDE_NAME, OUTSIDE4, Proc, World, ns_of};
 
-scenarios!(runs, publishes_with_the_recipe, publishes_by_itself, builds, stops);
+scenarios!(runs, publishes_with_the_recipe, publishes_by_itself, a_network_of_its_own, builds, stops);
 
 /// The script that Docker tells its users to start.
 const SCRIPT: &str = "/usr/share/docker.io/contrib/dockerd-rootless.sh";
@@ -114,6 +114,20 @@ fn publishes_by_itself(w: &World) {
     }
     docker.cmd(&["rm", "-f", "first"]).ok();
     crate::talk::expect_closed(&w.outside, at(HOST4, 8080));
+}
+
+/// Docker's own name server asks the helper's.
+fn a_network_of_its_own(w: &World) {
+    let docker = Docker::new(w, &[]);
+    docker.cmd(&["network", "create", "n1"]).ok();
+    docker.container("server", &["--network", "n1"]);
+    docker.container("client", &["--network", "n1"]);
+    let sh = |line: &str| docker.cmd(&["exec", "client", "sh", "-ec", line]).ok();
+    sh("nslookup -type=a server");
+    let found = sh(&format!("nslookup -type=a {OUTSIDE_NAME}"));
+    assert!(found.contains(&OUTSIDE4.to_string()), "{found}");
+    tellers_outside(w, 7000);
+    sh(&format!("nc {OUTSIDE_NAME} 7000 </dev/null | grep -q '^{HOST4}:'"));
 }
 
 /// A build step uses the network.

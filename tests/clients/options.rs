@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::talk::{expect_true, tellers, tellers_outside};
 use crate::tools::{ask_tcp, ask_udp, at, connect, tell_tcp, udp};
 use crate::world::{
-    Container, GATEWAY4, GATEWAY6, HOST4, HOST4_SECOND, HOST6, HOST6_SECOND, OUTSIDE_NAME, OUTSIDE4, OUTSIDE6, World,
+    Container, GATEWAY4, GATEWAY6, HOST4, HOST4_SECOND, HOST6, HOST6_SECOND, INSTALLED, OUTSIDE_NAME, OUTSIDE4,
+    OUTSIDE6, World,
 };
 
 scenarios!(
@@ -20,7 +21,10 @@ scenarios!(
     host_loopback_allowed,
     keep_id,
     uid_map,
-    two_containers;
+    two_containers,
+    options_of_the_file,
+    without_sandbox,
+    installed_as_a_copy;
     tapway:
     outbound_interface_of_ipv6,
 );
@@ -178,6 +182,39 @@ fn uid_map(w: &World) {
     let c = w.container("c", &["--uidmap", "0:1:5000"]);
     assert_eq!(c.sh("id -u").trim(), "0");
     seen(w, &c);
+}
+
+/// Set for all containers in containers.conf; the command line has the last word.
+fn options_of_the_file(w: &World) {
+    let conf = "[engine]\nnetwork_cmd_path = \"/usr/local/bin/slirp4netns\"\n\
+                network_cmd_options = [\"mtu=9000\", \"cidr=192.168.0.0/24\", \"enable_ipv6=false\"]\n";
+    std::fs::write(w.path(".config/containers/containers.conf"), conf).unwrap();
+    let c = w.container("c", &["--network", "slirp4netns:enable_ipv6=true,port_handler=slirp4netns", "-p", "8080:80"]);
+    let tap = c.sh("ip addr show dev tap0");
+    assert!(tap.contains("mtu 9000") && tap.contains("inet 192.168.0.100/24"), "{tap}");
+    seen(w, &c);
+    // The default guest of the API socket is that of the network.
+    tellers(&c.ns, OUTSIDE4.into(), 80);
+    assert_eq!(ask_tcp(&w.outside, at(OUTSIDE4, 0), at(HOST4, 8080)).1.ip(), IpAddr::V4(OUTSIDE4));
+}
+
+/// podman asks for no sandbox where pivot_root does not work.
+fn without_sandbox(w: &World) {
+    let conf = "[engine]\nnetwork_cmd_path = \"/usr/local/bin/slirp4netns\"\nno_pivot_root = true\n";
+    std::fs::write(w.path(".config/containers/containers.conf"), conf).unwrap();
+    let c = w.container("c", &[""; 0]);
+    let arguments = std::fs::read(format!("/proc/{}/cmdline", w.helpers()[0])).unwrap();
+    assert!(!String::from_utf8_lossy(&arguments).contains("sandbox"));
+    seen(w, &c);
+}
+
+/// A copy under that name, in a directory of the user's own.
+fn installed_as_a_copy(w: &World) {
+    w.podman_image();
+    w.user_sh(&format!("mkdir bin; cp -L {INSTALLED} bin/slirp4netns"));
+    let options = ["--network-cmd-path", "/mnt/home/bin/slirp4netns", "run", "-d", "--name", "c", "box"];
+    w.podman(&[&options[..], crate::world::IDLE].concat()).ok();
+    seen(w, &w.running("c"));
 }
 
 /// Each has a helper and a network of its own, with the same addresses.

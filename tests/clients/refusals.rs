@@ -4,7 +4,7 @@ use crate::talk::expect_closed;
 use crate::tools::{at, listen};
 use crate::world::{Ended, HOST4, IDLE, World};
 
-scenarios!(no_tun, ataken_port, a_privileged_port, a_foreign_cidr, an_interface_without_address);
+scenarios!(no_tun, ataken_port, a_privileged_port, a_foreign_cidr, an_interface_without_address, a_long_socket_path);
 
 /// `podman run` with these options, which must fail with 126 and leave nothing.
 fn refused(w: &World, options: &[&str]) -> Ended {
@@ -49,4 +49,29 @@ fn an_interface_without_address(w: &World) {
     w.host.sh("ip link add bare type veth peer name far");
     let said = refused(w, &["--network", "slirp4netns:outbound_addr=bare"]).stderr;
     assert!(said.contains("outbound-addr has to be valid ipv4 address or interface name"), "{said}");
+}
+
+/// podman's path of the API socket is 80 bytes longer than the runtime directory; a UNIX socket's has at most 107.
+fn a_long_socket_path(w: &World) {
+    w.podman_image();
+    for (length, code) in [(27, 0), (28, 126)] {
+        let directory = format!("/run/user/{:x<width$}", "", width = length - "/run/user/".len());
+        w.host.sh(&format!("mkdir -m 700 {directory}; chown 1000:1000 {directory}"));
+        let network = "slirp4netns:port_handler=slirp4netns";
+        let options = ["run", "-d", "--network", network, "-p", "8080:80", "box"];
+        // Another runtime directory is another podman: with a storage of its own.
+        let home = format!("/mnt/home/{length}");
+        w.user_sh(&format!(
+            "mkdir -p {home}/.config/containers; cp .config/containers/*.conf {home}/.config/containers"
+        ));
+        let (storage, state) = (format!("--root={home}/storage"), format!("--runroot={directory}/storage"));
+        let podman = |args: &[&str]| {
+            let all = [&[&*storage, &*state][..], args].concat();
+            w.podman(&all).env("XDG_RUNTIME_DIR", &directory).env("HOME", &home).end()
+        };
+        assert_eq!(podman(&["import", "-q", "/mnt/home/box.tar", "box"]).code, 0);
+        let started = podman(&[&options[..], IDLE].concat());
+        assert_eq!(started.code, code, "{length}: {}", started.stderr);
+        assert_eq!(podman(&["rm", "-a", "-f", "-t", "0"]).code, 0);
+    }
 }
