@@ -252,6 +252,12 @@ impl Stack {
         refused.map_or(Ok(true), Err)
     }
 
+    /// Whether a packet that is larger than the path shall be refused rather than cut. slirp4netns's guests rely on the
+    /// host to cut: their MTU is far above any path's, and Linux sets the bit on all that fits that.
+    fn passes_dont_fragment(&self, packet: &Packet) -> bool {
+        packet.dont_fragment && !self.policy.is_slirp()
+    }
+
     /// A guest told who it is.
     fn learn(&mut self, address: IpAddr, mac: Mac, out: &mut impl Output) {
         if self.policy.can_be_guest(address) {
@@ -425,7 +431,7 @@ impl Stack {
                 payload,
                 segment: packet.segment.filter(|&size| usize::from(size) < payload.len()),
                 ttl: packet.ttl.saturating_sub(hops).max(1),
-                dont_fragment: packet.dont_fragment,
+                dont_fragment: self.passes_dont_fragment(packet),
             });
             return Ok(());
         }
@@ -478,7 +484,7 @@ impl Stack {
             Decision::Outside(target) => {
                 let id = self.ping.route_from_guest(now, packet.src, ident);
                 let ttl = packet.ttl - 1;
-                let dont_fragment = packet.dont_fragment;
+                let dont_fragment = self.passes_dont_fragment(packet);
                 out.ping_to_host(&PingToHost { id, target, seq, payload, ttl, dont_fragment });
                 Ok(())
             }

@@ -102,6 +102,7 @@ fn outbound_interface(w: &World) {
 /// slirp4netns looks up the name that was given for IPv4 instead.
 fn outbound_interface_of_ipv6(w: &World) {
     w.host.sh("ip link add other type veth peer name far; ip addr add 2001:db8:51::77/128 dev other nodad; ip link set other up");
+    w.outside.sh(&format!("ip -6 route add 2001:db8:51::77 via {HOST6}"));
     let c = w.container("c", &["--network", "slirp4netns:outbound_addr6=other"]);
     let other: Ipv6Addr = "2001:db8:51::77".parse().unwrap();
     assert_eq!(seen(w, &c)[2..], [IpAddr::V6(other); 2]);

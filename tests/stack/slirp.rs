@@ -51,6 +51,16 @@ fn datagram(src: SocketAddr, dst: SocketAddr, payload: &[u8]) -> Ip {
     Ip::new(src.ip(), dst.ip(), UDP, udp_body(src, dst, payload))
 }
 
+fn echo_request(family: Family, target: IpAddr) -> Ip {
+    let mut body = vec![if family.is_v6() { 128 } else { 8 }, 0, 0, 0, 1, 2, 0, 3, b'x'];
+    let sum = match family {
+        Family::V4 => tapway::wire::csum::plain(&body),
+        Family::V6 => tapway::wire::csum::full(family.guest(), target, 58, &body),
+    };
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    Ip::new(family.guest(), target, if family.is_v6() { 58 } else { 1 }, body)
+}
+
 /// Destination MAC and content of all frames since the last call, advertisements left out.
 fn frames(world: &mut World) -> Vec<([u8; 6], Frame)> {
     let config = world.stack.config().clone();
@@ -556,14 +566,7 @@ fn pings_to_our_addresses_are_always_answered() {
                 config.slirp = config.slirp.map(|slirp| Slirp { dns, ..slirp });
             });
             for target in [family.gateway(), family.dns()] {
-                let mut body = vec![if family.is_v6() { 128 } else { 8 }, 0, 0, 0, 1, 2, 0, 3, b'x'];
-                let sum = match family {
-                    Family::V4 => tapway::wire::csum::plain(&body),
-                    Family::V6 => tapway::wire::csum::full(family.guest(), target, 58, &body),
-                };
-                body[2..4].copy_from_slice(&sum.to_be_bytes());
-                let protocol = if family.is_v6() { 58 } else { 1 };
-                world.inject_ip(&Ip::new(family.guest(), target, protocol, body));
+                world.inject_ip(&echo_request(family, target));
                 let (mac, reply) = frame(&mut world);
                 assert_eq!((mac, reply.src, reply.dst), (GUEST_MAC, target, family.guest()));
                 assert_eq!(reply.body[4..], [1, 2, 0, 3, b'x']);
@@ -620,6 +623,21 @@ fn datagrams_to_groups_go_out_as_they_are() {
     world.inject_ip(&Ip::new(Family::V4.guest(), ip("224.0.0.22"), 2, vec![0x22; 8]));
     assert!(world.out.udp.is_empty() && world.connects.is_empty());
     world.silent();
+}
+
+#[test]
+fn what_is_too_large_for_the_path_is_cut_by_the_host() {
+    for family in BOTH {
+        let mut world = world();
+        let mut large = datagram(at(family.guest(), 5), at(family.far(), 6), &[7; 1400]);
+        large.dont_fragment = true;
+        world.inject_ip(&large);
+        assert!(!world.out.udp.remove(0).dont_fragment);
+        let mut echo = echo_request(family, family.far());
+        echo.dont_fragment = true;
+        world.inject_ip(&echo);
+        assert!(!world.out.ping.remove(0).dont_fragment);
+    }
 }
 
 // ---- from the host ----
