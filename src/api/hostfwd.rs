@@ -208,7 +208,8 @@ fn parse_add(arguments: &Map<String, Value>, guest_v6: bool) -> Result<Add, &'st
     }
     let host_port = port("host_port")?;
     let guest_addr = text("guest_addr").map(|text| address(text).ok_or("guest_addr")).transpose()?;
-    if guest_addr.is_some_and(|addr| addr.is_ipv6() && !guest_v6) {
+    // 0.0.0.0 has a meaning, :: has none.
+    if guest_addr.is_some_and(|addr| addr.is_ipv6() && (addr.is_unspecified() || !guest_v6)) {
         return Err("guest_addr");
     }
     let guest_port = port("guest_port")?;
@@ -439,6 +440,7 @@ mod tests {
         assert_eq!(guest("[fd00::100]"), Ok(Some(ip("fd00::100"))));
         assert_eq!(guest("0.0.0.0"), Ok(Some(ip("0.0.0.0"))));
         assert!(guest("::ffff:10.0.2.100").is_err());
+        assert!(guest("::").is_err());
         let v6 = changed(&[("guest_addr", Some("fd00::100".into()))]);
         assert_eq!(read(v6.as_bytes(), true, false), Some(Err(Fault::AddArgument("guest_addr"))));
     }

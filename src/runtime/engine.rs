@@ -110,7 +110,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     }
     let api = api.map(|listener| {
         let guest = Guest::new(&endpoint);
-        (listener, Legacy::new(Forwards::new(plane, guest, MAX_FORWARDS), guest.v6.is_some()))
+        (listener, Legacy::new(Forwards::new(plane, guest, MAX_FORWARDS), guest.v6))
     });
     sockets.capture = pcap.map(Capture::new);
     let mut seed = [0u8; 8];

@@ -19,36 +19,30 @@ use crate::telemetry::chain;
 /// Most forwards of one process, of the 65 535 ports of two transports: each costs a descriptor.
 pub const MAX_FORWARDS: usize = 16_384;
 
-/// The guest's addresses, where a request leaves them to us.
+/// The guest's addresses, where a request leaves them to us. IPv6 ones the guest makes itself (SLAAC), so a forward that
+/// names none leads to the IPv4 address from both families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// The recommended IPv4 address.
-    pub v4: IpAddr,
-    /// The recommended IPv6 address, if the guest has IPv6.
-    pub v6: Option<IpAddr>,
+    /// The recommended address.
+    pub recommended: Ipv4Addr,
     /// What 0.0.0.0 means: the first address that DHCP gives.
-    pub dhcp: IpAddr,
+    pub dhcp: Ipv4Addr,
+    /// It has IPv6, too.
+    pub v6: bool,
 }
 
 impl Guest {
     /// Of an endpoint.
     pub fn new(endpoint: &EndpointConfig) -> Self {
-        let v4 = endpoint.v4.map_or(Ipv4Addr::UNSPECIFIED, |plan| plan.guest);
-        let dhcp = endpoint.slirp.map_or(v4, |slirp| slirp.dhcp.0);
-        Self { v4: v4.into(), v6: endpoint.v6.map(|plan| plan.guest.into()), dhcp: dhcp.into() }
+        let recommended = endpoint.v4.map_or(Ipv4Addr::UNSPECIFIED, |plan| plan.guest);
+        let dhcp = endpoint.slirp.map_or(recommended, |slirp| slirp.dhcp.0);
+        Self { recommended, dhcp, v6: endpoint.v6.is_some() }
     }
 
     /// The address that is listed, and the one that is meant.
-    fn resolve(&self, add: &Add) -> (IpAddr, IpAddr) {
-        let recommended = |v6: bool| self.v6.filter(|_| v6).unwrap_or(self.v4);
-        match add.guest_addr {
-            None => {
-                let guest = recommended(add.host_addr.is_ipv6());
-                (guest, guest)
-            }
-            Some(any) if any.is_unspecified() => (any, if any.is_ipv4() { self.dhcp } else { recommended(true) }),
-            Some(guest) => (guest, guest),
-        }
+    fn resolve(&self, asked: Option<IpAddr>) -> (IpAddr, IpAddr) {
+        let listed = asked.unwrap_or(self.recommended.into());
+        (listed, if listed.is_unspecified() { self.dhcp.into() } else { listed })
     }
 }
 
@@ -94,8 +88,8 @@ impl Forwards {
         if self.by_id.len() >= self.max {
             return Err(AddError::Full(self.max));
         }
-        let Add { proto, host_addr, host_port, guest_port, .. } = add;
-        let (guest_addr, meant) = self.guest.resolve(&add);
+        let Add { proto, host_addr, host_port, guest_addr, guest_port } = add;
+        let (guest_addr, meant) = self.guest.resolve(guest_addr);
         let bound = published::bind_one((host_addr, host_port, proto.transport()), Some(meant), guest_port)?;
         let listener = self.plane.listen(bound.0, bound.1).await.map_err(AddError::Serve)?;
         self.last_id += 1;

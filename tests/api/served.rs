@@ -68,11 +68,7 @@ impl Served {
         });
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let guest = Guest {
-                v4: [10, 0, 2, 100].into(),
-                v6: Some("fd00::100".parse().unwrap()),
-                dhcp: [10, 0, 2, 15].into(),
-            };
+            let guest = Guest { recommended: [10, 0, 2, 100].into(), dhcp: [10, 0, 2, 15].into(), v6: true };
             let handler = Legacy::new(Forwards::new(plane, guest, max_forwards), true);
             let error = tokio::task::LocalSet::new().block_on(&runtime, serve(listener, handler, limits));
             panic!("the server ended: {error}");
