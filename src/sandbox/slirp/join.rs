@@ -122,12 +122,14 @@ enum ChildError {
     Named { what: String, errno: Errno },
     #[error("open(\"/dev/net/tun\"): {}{}", errno.desc(), remedy(*errno))]
     Device { errno: Errno },
-    #[error("ioctl(TUNSETIFF): {}", describe(source))]
-    Interface { source: std::io::Error },
+    #[error("ioctl(TUNSETIFF): {}", describe(error))]
+    Interface { error: std::io::Error },
     #[error(transparent)]
     Tap(TapError),
+    #[error("cannot {what}: {}", describe(error))]
+    Configure { what: String, error: std::io::Error },
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(NetlinkError),
     #[error(transparent)]
     Connection(#[from] AttachError),
 }
@@ -143,6 +145,15 @@ fn remedy(errno: Errno) -> &'static str {
 /// errno's own words, as strerror(3) has them, without Rust's "(os error 22)".
 fn describe(error: &std::io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
+}
+
+impl From<NetlinkError> for ChildError {
+    fn from(error: NetlinkError) -> Self {
+        match error {
+            NetlinkError::Refused { what, source } => Self::Configure { what, error: source },
+            other => Self::Netlink(other),
+        }
+    }
 }
 
 fn named(what: impl Into<String>) -> impl FnOnce(Errno) -> ChildError {
@@ -251,9 +262,7 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
 
 fn is_busy(error: &ChildError) -> bool {
     let code = match error {
-        ChildError::Interface { source } | ChildError::Netlink(NetlinkError::Refused { source, .. }) => {
-            source.raw_os_error()
-        }
+        ChildError::Interface { error } | ChildError::Configure { error, .. } => error.raw_os_error(),
         _ => None,
     };
     matches!(code, Some(libc::EBUSY | libc::EEXIST))
@@ -261,7 +270,7 @@ fn is_busy(error: &ChildError) -> bool {
 
 fn made_here(name: &str) -> Result<(OwnedFd, Offloads), ChildError> {
     tap::create(name).map_err(|error| match error {
-        TapError::Create { source, .. } => ChildError::Interface { source },
+        TapError::Create { source, .. } => ChildError::Interface { error: source },
         other @ TapError::Set { .. } => ChildError::Tap(other),
     })
 }
