@@ -97,7 +97,7 @@ pub enum BindError {
     #[error("the specified API socket path is too long (>= 108)")]
     TooLong,
     /// The kernel refused.
-    #[error("api_bindlisten: {what}: {}", errno.desc())]
+    #[error("api_bindlisten: {what}: {}", crate::telemetry::strerror(*errno))]
     System {
         /// The call.
         what: &'static str,

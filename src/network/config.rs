@@ -87,7 +87,7 @@ pub struct Listener {
 pub struct Slirp {
     /// First and last address that DHCP gives.
     pub dhcp: (Ipv4Addr, Ipv4Addr),
-    /// The DNS addresses answer names; otherwise they are addresses like any other.
+    /// The DNS addresses answer names; otherwise nothing but pings.
     pub dns: bool,
 }
 

@@ -97,7 +97,8 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
     let (engine, control) = engine::build(attached, Supervisor::Monitor(for_control))?;
-    start_control(control)?;
+    // When the lease is over, host sockets close with a reset, listeners with them.
+    start_control(control, || std::process::exit(0))?;
     engine::tell_ready(conn)?;
     engine.run().map(drop)
 }
@@ -107,13 +108,14 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
 pub fn standalone(attached: Attached, host_dns: HostDns, ready: impl FnOnce()) -> Result<End, RuntimeError> {
     crate::sys::memory::return_large_blocks();
     let (engine, control) = engine::build(attached, Supervisor::Caller { host_dns })?;
-    start_control(control)?;
+    // The caller ends the process, with what it has to tidy up and its exit code.
+    start_control(control, || ())?;
     ready();
     engine.run()
 }
 
-/// Starts the control thread.
-fn start_control(control: Control) -> Result<(), RuntimeError> {
+/// Starts the control thread; it calls `ended` last.
+fn start_control(control: Control, ended: fn()) -> Result<(), RuntimeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -124,8 +126,7 @@ fn start_control(control: Control) -> Result<(), RuntimeError> {
         .stack_size(CONTROL_STACK)
         .spawn(move || {
             control.run(&runtime);
-            // The lease is over. Host sockets close with a reset, listeners with them.
-            std::process::exit(0);
+            ended();
         })
         .map_err(system("start the control thread"))?;
     Ok(())

@@ -74,14 +74,23 @@ impl Policy {
         }
     }
 
+    /// The DNS address. Without DNS it is silent, so that a question to it times out: libslirp lets it through to whoever
+    /// has that address outside, who may refuse, or be somebody.
+    fn decide_dns(&self) -> Decision {
+        match self.slirp {
+            Some(Slirp { dns: false, .. }) => Decision::Ignore(DropReason::Refused),
+            _ => Decision::Dns,
+        }
+    }
+
     fn decide_v4(&self, dst: Ipv4Addr) -> Decision {
         let Some(plan) = self.v4 else { return Decision::Ignore(DropReason::FamilyOff) };
         if dst == plan.gateway {
             let host = if self.allow_host_loopback { Some(Ipv4Addr::LOCALHOST) } else { self.host_v4 };
             return Decision::Gateway(host.map(IpAddr::V4));
         }
-        if dst == plan.dns && self.slirp.is_none_or(|slirp| slirp.dns) {
-            return Decision::Dns;
+        if dst == plan.dns {
+            return self.decide_dns();
         }
         if dst.is_multicast() && self.slirp.is_some() {
             return Decision::Group(IpAddr::V4(dst));
@@ -105,8 +114,8 @@ impl Policy {
             let host = if self.allow_host_loopback { Some(Ipv6Addr::LOCALHOST) } else { self.host_v6 };
             return Decision::Gateway(host.map(IpAddr::V6));
         }
-        if dst == plan.dns && self.slirp.is_none_or(|slirp| slirp.dns) {
-            return Decision::Dns;
+        if dst == plan.dns {
+            return self.decide_dns();
         }
         if dst.is_multicast() {
             // Scopes 0 and 1 stay within the node (RFC 4291, section 2.7).

@@ -146,10 +146,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The words of strerror(3) for an errno: what C programs print, without Rust's "(os error 22)" and without the words
+/// of older systems that `Errno::desc` has for some ("Not a typewriter").
+pub fn strerror(errno: nix::errno::Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errno_in_the_words_of_the_c_library() {
+        assert_eq!(strerror(nix::errno::Errno::ENOTTY), "Inappropriate ioctl for device");
+        assert_eq!(strerror(nix::errno::Errno::EINVAL), "Invalid argument");
+    }
+
     use std::io::Write;
     use std::sync::{Arc, Mutex};
 

@@ -20,6 +20,7 @@ use super::table::{self, Id};
 use super::values::{self, ValueError};
 use crate::network::plan::{DEFAULT_SUBNET, MAX_MTU};
 use crate::sandbox::slirp::options::{Options, Target};
+use crate::telemetry;
 
 /// MTU without `--mtu`, bytes.
 const DEFAULT_MTU: u16 = 1500;
@@ -211,7 +212,7 @@ fn link(raw: &Raw, words: &[OsString], warn: &mut dyn FnMut(String)) -> Result<(
         // Any other word means a path, and the message names the one that is documented.
         _ => {
             access(Path::new(first), AccessFlags::F_OK).map_err(|errno| {
-                complain(format!("existing path expected when --netns-type=path: {}", errno.desc()))
+                complain(format!("existing path expected when --netns-type=path: {}", telemetry::strerror(errno)))
             })?;
             Target::Path(first.into())
         }

@@ -118,18 +118,16 @@ pub enum JoinError {
 /// Why the child gave up; the text is what the user sees.
 #[derive(Debug, thiserror::Error)]
 enum ChildError {
-    #[error("{what}: {}", errno.desc())]
+    #[error("{what}: {}", telemetry::strerror(*errno))]
     Named { what: String, errno: Errno },
-    #[error("open(\"/dev/net/tun\"): {}{}", errno.desc(), remedy(*errno))]
+    #[error("open(\"/dev/net/tun\"): {}{}", telemetry::strerror(*errno), remedy(*errno))]
     Device { errno: Errno },
-    #[error("ioctl(TUNSETIFF): {}", describe(error))]
-    Interface { error: std::io::Error },
+    #[error("ioctl(TUNSETIFF): {}", telemetry::strerror(*errno))]
+    Interface { errno: Errno },
     #[error(transparent)]
     Tap(TapError),
-    #[error("cannot {what}: {}", describe(error))]
-    Configure { what: String, error: std::io::Error },
     #[error(transparent)]
-    Netlink(NetlinkError),
+    Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Connection(#[from] AttachError),
 }
@@ -139,20 +137,6 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => " (load its driver: `modprobe tun`, as root)",
         Errno::EACCES | Errno::EPERM => " (let every user open it: `chmod 666 /dev/net/tun`, as root)",
         _ => "",
-    }
-}
-
-/// errno's own words, as strerror(3) has them, without Rust's "(os error 22)".
-fn describe(error: &std::io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
-}
-
-impl From<NetlinkError> for ChildError {
-    fn from(error: NetlinkError) -> Self {
-        match error {
-            NetlinkError::Refused { what, source } => Self::Configure { what, error: source },
-            other => Self::Netlink(other),
-        }
     }
 }
 
@@ -210,7 +194,8 @@ fn work(request: &Request<'_>, conn: BorrowedFd<'_>) -> Result<(), ChildError> {
     let (tap, offloads) = interface(request, netns.as_fd())?;
     let name = sys::tap::identity(tap.as_fd()).map_or_else(|_| request.name.to_owned(), |(name, _)| name);
     if let Some(configure) = &request.configure {
-        set_up(&name, configure)?;
+        // By the name that was asked for: one that the kernel chose is not known to who asked, and that program refuses.
+        set_up(request.name, configure)?;
     }
     telemetry::say(&format!("sent tapfd={} for {name}", tap.as_raw_fd()));
     let report = Report { offloads, name, joined_userns: userns.is_some() };
@@ -252,7 +237,13 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
     let give_up = Instant::now() + BUSY_TIME;
     loop {
         let exists = nix::net::if_::if_nametoindex(request.name).is_ok();
-        let made = if request.see_end && !exists { made_outside(request.name, netns) } else { made_here(request.name) };
+        // What is moved under a pattern is named by it twice, and then not as a TAP that is made here.
+        let pattern = request.name.is_empty() || request.name.contains('%');
+        let made = if request.see_end && !exists && !pattern {
+            made_outside(request.name, netns)
+        } else {
+            made_here(request.name)
+        };
         match made {
             Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(BUSY_PAUSE),
             made => return made,
@@ -261,16 +252,18 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
 }
 
 fn is_busy(error: &ChildError) -> bool {
-    let code = match error {
-        ChildError::Interface { error } | ChildError::Configure { error, .. } => error.raw_os_error(),
-        _ => None,
-    };
-    matches!(code, Some(libc::EBUSY | libc::EEXIST))
+    match error {
+        ChildError::Interface { errno } => *errno == Errno::EBUSY,
+        ChildError::Netlink(NetlinkError::Refused { source, .. }) => source.raw_os_error() == Some(libc::EEXIST),
+        _ => false,
+    }
 }
 
 fn made_here(name: &str) -> Result<(OwnedFd, Offloads), ChildError> {
     tap::create(name).map_err(|error| match error {
-        TapError::Create { source, .. } => ChildError::Interface { error: source },
+        TapError::Create { source, .. } => {
+            ChildError::Interface { errno: Errno::from_raw(source.raw_os_error().unwrap_or(0)) }
+        }
         other @ TapError::Set { .. } => ChildError::Tap(other),
     })
 }
@@ -281,11 +274,10 @@ fn made_outside(name: &str, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads)
         // No namespaces left, or not allowed: then without seeing the end.
         return made_here(name);
     }
-    let pattern = if name.is_empty() { "tap%d" } else { name };
     let made = made_here(name).and_then(|(tap, offloads)| {
         let own = sys::tap::identity(tap.as_fd()).map_err(named("ioctl(TUNGETIFF)"))?.0;
         let index = nix::net::if_::if_nametoindex(own.as_str()).map_err(named("if_nametoindex"))?;
-        move_link(index, netns, pattern)?;
+        move_link(index, netns, name)?;
         Ok((tap, offloads))
     });
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(named("setns(CLONE_NEWNET)"))?;
