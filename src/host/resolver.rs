@@ -1,9 +1,18 @@
 //! The DNS forwarder behind the guest's DNS address. Runs on the control plane's tokio runtime.
 //!
 //! The data plane hands a guest's UDP query over as bytes ([`Resolver::resolve`]), and a guest's TCP connection as a
-//! stream ([`serve_tcp`]). Questions go on as the bytes they came in, only the id is changed, to the host's own name
-//! servers; answers come back as the bytes they are. Nothing is cached (the host's server does that), nothing is
-//! validated beyond "this answers that", and no public server is ever invented: without servers there is SERVFAIL.
+//! stream ([`serve_tcp`]). A question is answered from the first of these that knows its name:
+//!
+//! 1. `localhost` and all names under it are this host (RFC 6761 §6.3);
+//! 2. the network's own records, a [`Zone`] ([`Resolver::set_zone`]);
+//! 3. the servers of the longest domain that the name is under, where a domain has servers of its own
+//!    ([`Resolver::set_zones`]). Such names (split VPN DNS) never go to other servers, whatever those servers do;
+//! 4. the host's own name servers ([`Resolver::set_servers`]).
+//!
+//! To servers, questions go on as the bytes they came in, only the id is changed; answers come back as the bytes they
+//! are. Nothing is cached (the host's server does that), nothing is validated beyond "this answers that", and no public
+//! server is ever invented: without servers there is SERVFAIL. Where an alias of the zone leads out of it, its target is
+//! asked for, of 3 or 4, and that answer put behind the alias.
 //!
 //! **One question.** Servers are tried in the order of the host's resolv.conf. A server that is silent for
 //! [`Limits::server_timeout`] stays listened to, and the next one is asked beside it; after the last the round begins
@@ -17,34 +26,42 @@
 //! | UDP | UDP; TCP too where that answer is truncated | whole if it fits the guest's EDNS size (or 512), else truncated |
 //! | TCP | TCP; UDP where no connection can be made | whole |
 //!
-//! **Answered here:** `localhost` and all names under it (RFC 6761 §6.3), garbage (FORMERR), operations other than QUERY
-//! (NOTIMP), zone transfers (REFUSED: they are streams of messages).
+//! **Refused here:** garbage (FORMERR), operations other than QUERY (NOTIMP), zone transfers (REFUSED: they are streams of
+//! messages).
 //!
 //! **Limits.** Questions in flight, servers, connections' pipelines and every wait are bounded by [`Limits`]; beyond the
-//! first there is SERVFAIL at once, counted in [`Stats::overload`].
+//! first there is SERVFAIL at once, counted in [`Stats::overload`]. What is answered here needs no place in flight.
+//!
+//! **Watching.** [`Resolver::observe`] takes a bounded channel that gets one [`Event`] for each question; when it is full
+//! events are lost and counted. Unwatched, this costs one atomic load a question.
 
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::wire::dns_message::{self, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
+use crate::network::config::DnsZone;
+use crate::network::zone::Zone;
+use crate::wire::dns_build::{self, Builder};
+use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
+use crate::wire::dns_name::Name;
 
 /// Bounds of the forwarder.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Questions in flight, over all guests and connections.
     pub in_flight: usize,
-    /// Servers taken from the host's list.
+    /// Servers taken from the host's list, and from each domain's.
     pub servers: usize,
     /// Attempts for one question.
     pub attempts: usize,
@@ -90,6 +107,18 @@ pub enum Transport {
 pub struct Stats {
     /// Questions that went to a server.
     pub forwarded: u64,
+    /// Of these, those about domains with servers of their own.
+    pub forwarded_by_domain: u64,
+    /// Of these, those about the target of an alias of the zone.
+    pub followed: u64,
+    /// Questions to which a server answered that there is no such name.
+    pub no_such_name: u64,
+    /// Questions to which the best answer of a server was that it failed or refuses.
+    pub unwilling: u64,
+    /// Questions answered from the zone, with records.
+    pub zone: u64,
+    /// Questions answered from the zone: the name has no such records.
+    pub zone_empty: u64,
     /// Questions answered here: names of this host, garbage, what is not carried.
     pub local: u64,
     /// Questions that no server answered.
@@ -98,11 +127,75 @@ pub struct Stats {
     pub overload: u64,
     /// Datagrams from a server that did not answer what it was asked.
     pub mismatched: u64,
+    /// Events that nobody took in time.
+    pub lost_events: u64,
+}
+
+impl Stats {
+    /// Each counter by its name.
+    pub fn named(&self) -> [(&'static str, u64); 12] {
+        [
+            ("dns_forwarded", self.forwarded),
+            ("dns_forwarded_by_domain", self.forwarded_by_domain),
+            ("dns_followed", self.followed),
+            ("dns_no_such_name", self.no_such_name),
+            ("dns_unwilling", self.unwilling),
+            ("dns_zone", self.zone),
+            ("dns_zone_empty", self.zone_empty),
+            ("dns_local", self.local),
+            ("dns_failed", self.failed),
+            ("dns_overload", self.overload),
+            ("dns_mismatched", self.mismatched),
+            ("dns_lost_events", self.lost_events),
+        ]
+    }
+}
+
+/// One question and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The name asked for, as text; "." is the root.
+    pub name: String,
+    /// Its type; see `wire::dns_data::type_name`.
+    pub qtype: u16,
+    /// How it was asked.
+    pub transport: Transport,
+    /// Response code of the answer given (RFC 1035 §4.1.1).
+    pub rcode: u8,
+    /// Who knew.
+    pub source: Source,
+    /// Addresses in the answer, at most [`EVENT_ADDRESSES`].
+    pub addresses: Vec<IpAddr>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Addresses told in one [`Event`].
+pub const EVENT_ADDRESSES: usize = 8;
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Answered or refused here, not from records.
+    Local,
+    /// The network's own records.
+    Zone,
+    /// A name server.
+    Server(SocketAddr),
+    /// No server answered, or too much was asked at once.
+    Nobody,
 }
 
 #[derive(Debug, Default)]
 struct Counters {
     forwarded: AtomicU64,
+    forwarded_by_domain: AtomicU64,
+    followed: AtomicU64,
+    no_such_name: AtomicU64,
+    unwilling: AtomicU64,
+    zone: AtomicU64,
+    zone_empty: AtomicU64,
+    lost_events: AtomicU64,
     local: AtomicU64,
     failed: AtomicU64,
     overload: AtomicU64,
@@ -124,10 +217,23 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub struct Resolver {
     limits: Limits,
     servers: RwLock<Arc<[SocketAddr]>>,
+    zone: RwLock<Arc<Zone>>,
+    /// Domains with servers of their own, those with more labels first.
+    domains: RwLock<Arc<[Domain]>>,
+    /// True while `observer` is somebody.
+    observed: AtomicBool,
+    observer: RwLock<Option<mpsc::Sender<Event>>>,
     in_flight: AtomicUsize,
     counters: Counters,
     random: RandomState,
     drawn: AtomicU64,
+}
+
+/// A domain and its servers.
+#[derive(Debug)]
+struct Domain {
+    name: Name,
+    servers: Arc<[SocketAddr]>,
 }
 
 /// One question's place among those in flight.
@@ -158,6 +264,10 @@ impl Resolver {
         Self {
             limits,
             servers: RwLock::new(Arc::new([])),
+            zone: RwLock::default(),
+            domains: RwLock::new(Arc::new([])),
+            observed: AtomicBool::new(false),
+            observer: RwLock::new(None),
             in_flight: AtomicUsize::new(0),
             counters: Counters::default(),
             random: RandomState::new(),
@@ -169,23 +279,57 @@ impl Resolver {
     /// with the servers that they began with.
     pub fn set_servers(&self, mut servers: Vec<SocketAddr>) {
         servers.truncate(self.limits.servers);
-        *self.servers.write().unwrap_or_else(PoisonError::into_inner) = servers.into();
+        put(&self.servers, servers.into());
+    }
+
+    /// The names that are answered here from now on.
+    pub fn set_zone(&self, zone: Zone) {
+        put(&self.zone, Arc::new(zone));
+    }
+
+    /// The domains whose names go to servers of their own from now on, instead of those of before; of each list those
+    /// beyond [`Limits::servers`] are left out. A domain without servers fails.
+    pub fn set_zones(&self, zones: &[DnsZone]) {
+        let mut domains: Vec<Domain> = zones
+            .iter()
+            .map(|zone| Domain {
+                name: zone.domain.clone(),
+                servers: zone.servers.iter().copied().take(self.limits.servers).collect(),
+            })
+            .collect();
+        domains.sort_by_key(|domain| std::cmp::Reverse(domain.name.labels()));
+        put(&self.domains, domains.into());
+    }
+
+    /// Tells of each question from now on; None tells nobody.
+    pub fn observe(&self, observer: Option<mpsc::Sender<Event>>) {
+        let mut place = self.observer.write().unwrap_or_else(PoisonError::into_inner);
+        self.observed.store(observer.is_some(), Ordering::Relaxed);
+        *place = observer;
     }
 
     /// The servers that are asked.
     pub fn servers(&self) -> Vec<SocketAddr> {
-        self.current().to_vec()
+        get(&self.servers).to_vec()
     }
 
     /// What happened so far.
     pub fn stats(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
         Stats {
-            forwarded: get(&self.counters.forwarded),
-            local: get(&self.counters.local),
-            failed: get(&self.counters.failed),
-            overload: get(&self.counters.overload),
-            mismatched: get(&self.counters.mismatched),
+            forwarded: get(&counters.forwarded),
+            forwarded_by_domain: get(&counters.forwarded_by_domain),
+            followed: get(&counters.followed),
+            no_such_name: get(&counters.no_such_name),
+            unwilling: get(&counters.unwilling),
+            zone: get(&counters.zone),
+            zone_empty: get(&counters.zone_empty),
+            local: get(&counters.local),
+            failed: get(&counters.failed),
+            overload: get(&counters.overload),
+            mismatched: get(&counters.mismatched),
+            lost_events: get(&counters.lost_events),
         }
     }
 
@@ -203,27 +347,119 @@ impl Resolver {
             Transport::Udp => parsed.max_udp(),
             Transport::Tcp => MAX_MESSAGE,
         };
-        let answer = if let Some(answer) = answer_here(&parsed) {
-            count(&self.counters.local);
-            answer
-        } else if let Some(_ticket) = self.admit() {
-            count(&self.counters.forwarded);
-            if let Some(mut answer) = self.ask_servers(&parsed, transport).await {
-                answer[..2].copy_from_slice(&parsed.id.to_be_bytes());
-                answer
-            } else {
-                count(&self.counters.failed);
-                parsed.answer(Rcode::ServFail)
-            }
-        } else {
-            count(&self.counters.overload);
-            parsed.answer(Rcode::ServFail)
-        };
+        let begun = self.observed.load(Ordering::Relaxed).then(Instant::now);
+        let (answer, source) = self.answer(&parsed, transport).await;
+        if let Some(begun) = begun {
+            self.tell(&parsed, transport, &answer, source, begun.elapsed());
+        }
         Some(parsed.fit(answer, limit))
     }
 
-    fn current(&self) -> Arc<[SocketAddr]> {
-        Arc::clone(&self.servers.read().unwrap_or_else(PoisonError::into_inner))
+    /// The whole answer to a question, and whose it is.
+    async fn answer(&self, query: &Query<'_>, transport: Transport) -> (Vec<u8>, Source) {
+        if let Some(answer) = answer_here(query) {
+            count(&self.counters.local);
+            return (answer, Source::Local);
+        }
+        let name = query.name();
+        let from_zone = name.as_ref().filter(|_| query.qclass == CLASS_IN).and_then(|name| {
+            let random = self.random();
+            get(&self.zone).lookup(name, query.qtype, random)
+        });
+        let Some(from_zone) = from_zone else {
+            return match self.forward(query, name.as_ref(), transport).await {
+                Ok((mut answer, server)) => {
+                    answer[..2].copy_from_slice(&query.id.to_be_bytes());
+                    (answer, Source::Server(server))
+                }
+                Err(Unanswered) => (query.answer(Rcode::ServFail), Source::Nobody),
+            };
+        };
+        let mut builder = Builder::new(query, Rcode::NoError, from_zone.rest.is_none());
+        for (owner, ttl, data) in &from_zone.records {
+            builder.record(owner, *ttl, data);
+        }
+        let Some(rest) = from_zone.rest else {
+            let empty = from_zone.records.is_empty();
+            count(if empty { &self.counters.zone_empty } else { &self.counters.zone });
+            return (builder.finish(query), Source::Zone);
+        };
+        count(&self.counters.followed);
+        let onward = query.about(&rest);
+        // What was a question with another name is one with this.
+        let Ok(asked) = Query::parse(&onward) else {
+            return (query.answer(Rcode::ServFail), Source::Nobody);
+        };
+        match self.forward(&asked, Some(&rest), transport).await {
+            Ok((answer, server)) => {
+                // The code is that of the last name (RFC 6604 §3).
+                let rcode = match dns_message::rcode(&answer) {
+                    0 => Rcode::NoError,
+                    3 => Rcode::NxDomain,
+                    5 => Rcode::Refused,
+                    _ => Rcode::ServFail,
+                };
+                if !matches!(rcode, Rcode::NoError | Rcode::NxDomain) || !builder.append_answer(&answer) {
+                    let rcode = if rcode == Rcode::Refused { rcode } else { Rcode::ServFail };
+                    return (query.answer(rcode), Source::Server(server));
+                }
+                builder.set_rcode(rcode);
+                (builder.finish(query), Source::Server(server))
+            }
+            Err(Unanswered) => (query.answer(Rcode::ServFail), Source::Nobody),
+        }
+    }
+
+    /// Asks the servers that know `name` (None is the root).
+    async fn forward(
+        &self,
+        query: &Query<'_>,
+        name: Option<&Name>,
+        transport: Transport,
+    ) -> Result<(Vec<u8>, SocketAddr), Unanswered> {
+        let Some(_ticket) = self.admit() else {
+            count(&self.counters.overload);
+            return Err(Unanswered);
+        };
+        count(&self.counters.forwarded);
+        let domains = get(&self.domains);
+        let own = domains.iter().find(|domain| name.is_some_and(|name| name.is_under(&domain.name)));
+        let servers = if let Some(domain) = own {
+            count(&self.counters.forwarded_by_domain);
+            Arc::clone(&domain.servers)
+        } else {
+            get(&self.servers)
+        };
+        let answered = self.ask_servers(&servers, query, transport).await;
+        match &answered {
+            None => count(&self.counters.failed),
+            Some((answer, _)) => match dns_message::rcode(answer) {
+                2 | 4 | 5 => count(&self.counters.unwilling),
+                3 => count(&self.counters.no_such_name),
+                _ => {}
+            },
+        }
+        answered.ok_or(Unanswered)
+    }
+
+    /// Tells the observer, if there is one with room.
+    fn tell(&self, query: &Query<'_>, transport: Transport, answer: &[u8], source: Source, took: Duration) {
+        let observer = self.observer.read().unwrap_or_else(PoisonError::into_inner);
+        // The place in the channel first: without one nothing need be made.
+        let place = match observer.as_ref().map(mpsc::Sender::try_reserve) {
+            Some(Ok(place)) => place,
+            Some(Err(_)) => return count(&self.counters.lost_events),
+            None => return,
+        };
+        place.send(Event {
+            name: query.name().map_or_else(|| ".".to_owned(), |name| name.to_string()),
+            qtype: query.qtype,
+            transport,
+            rcode: dns_message::rcode(answer),
+            source,
+            addresses: dns_build::addresses(answer, EVENT_ADDRESSES),
+            took,
+        });
     }
 
     fn admit(&self) -> Option<Ticket<'_>> {
@@ -232,21 +468,25 @@ impl Resolver {
         (before < self.limits.in_flight).then_some(ticket)
     }
 
-    /// An id that nobody can guess: a counter under a keyed hash (SipHash, keyed by the kernel's randomness).
-    fn random_id(&self) -> u16 {
-        self.random.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed)) as u16
+    /// A number that nobody can guess: a counter under a keyed hash (SipHash, keyed by the kernel's randomness).
+    fn random(&self) -> u64 {
+        self.random.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Asks one server after the other; see the module.
-    async fn ask_servers(&self, query: &Query<'_>, transport: Transport) -> Option<Vec<u8>> {
-        let servers = self.current();
+    /// Asks one server after the other; see the module. The answer, and which server's it is.
+    async fn ask_servers(
+        &self,
+        servers: &[SocketAddr],
+        query: &Query<'_>,
+        transport: Transport,
+    ) -> Option<(Vec<u8>, SocketAddr)> {
         if servers.is_empty() {
             return None;
         }
         let deadline = Instant::now() + self.limits.total_timeout;
         let mut order = servers.iter().copied().cycle().take(self.limits.attempts).enumerate().peekable();
         let mut ask_at = Instant::now();
-        let mut running: Vec<Running<'_, Attempt>> = Vec::new();
+        let mut running: Vec<Running<'_, (Attempt, SocketAddr)>> = Vec::new();
         let mut poor = None;
         loop {
             if Instant::now() >= deadline || (order.peek().is_none() && running.is_empty()) {
@@ -255,18 +495,18 @@ impl Resolver {
             if Instant::now() >= ask_at
                 && let Some((_, server)) = order.next()
             {
-                running.push(Box::pin(self.attempt(server, query, transport)));
+                running.push(Box::pin(async move { (self.attempt(server, query, transport).await, server) }));
                 ask_at = Instant::now() + self.limits.server_timeout;
             }
             let wait = if order.peek().is_some() { deadline.min(ask_at) } else { deadline };
-            let ended = tokio::select! {
+            let (ended, server) = tokio::select! {
                 ended = any_of(&mut running), if !running.is_empty() => ended,
                 () = sleep_until(wait) => continue,
             };
             match ended {
-                Attempt::Answer(answer) => return Some(answer),
+                Attempt::Answer(answer) => return Some((answer, server)),
                 Attempt::Poor(answer) => {
-                    poor.get_or_insert(answer);
+                    poor.get_or_insert((answer, server));
                 }
                 Attempt::Failed => {}
             }
@@ -315,7 +555,7 @@ impl Resolver {
         // The kernel draws the source port at random; connecting makes it drop what others send.
         let socket = UdpSocket::bind((unspecified, 0)).await?;
         socket.connect(server).await?;
-        let id = self.random_id();
+        let id = self.random() as u16;
         socket.send(&query.with_id(id)).await?;
         let mut buffer = vec![0; query.max_udp().max(UDP_BUFFER) + 1];
         loop {
@@ -338,7 +578,7 @@ impl Resolver {
         let connected = timeout(self.limits.server_timeout, TcpStream::connect(server)).await;
         let mut stream = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;
-        let id = self.random_id();
+        let id = self.random() as u16;
         // One write: length and message belong into one segment (RFC 7766 §8).
         stream.write_all(&framed(&query.with_id(id))).await?;
         let length = usize::from(stream.read_u16().await?);
@@ -352,11 +592,22 @@ impl Resolver {
     }
 }
 
+/// No server answered.
+struct Unanswered;
+
+fn get<T: ?Sized>(place: &RwLock<Arc<T>>) -> Arc<T> {
+    Arc::clone(&place.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn put<T: ?Sized>(place: &RwLock<Arc<T>>, value: Arc<T>) {
+    *place.write().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What is never asked of a server.
+/// What is neither in a zone nor asked of a server.
 fn answer_here(query: &Query<'_>) -> Option<Vec<u8>> {
     if matches!(query.qtype, TYPE_AXFR | TYPE_IXFR) {
         return Some(query.answer(Rcode::Refused));

@@ -3,10 +3,12 @@
 //! Values only. They are chosen and validated by the monitor (`cli::run`), serialised by `api::attach` and read by the
 //! data plane; nothing here changes while an endpoint lives.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+
+use crate::wire::dns_name::Name;
 
 /// An Ethernet address, in transmission order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,6 +81,15 @@ pub struct Listener {
     pub guest_addr: Option<IpAddr>,
     /// Port on the guest.
     pub guest_port: u16,
+}
+
+/// A domain with name servers of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsZone {
+    /// It and every name under it are asked of these servers alone; of two domains the longer one counts.
+    pub domain: Name,
+    /// In order of preference.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// What differs where the endpoint stands in for slirp4netns: that program's segment knows neither the guest's MAC nor

@@ -7,3 +7,4 @@ pub mod config;
 pub mod plan;
 pub mod publish;
 pub mod resolv;
+pub mod zone;

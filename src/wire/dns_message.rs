@@ -2,9 +2,12 @@
 //!
 //! A forwarder passes messages on as the bytes that they are. What it has to know is: is this one question (RFC 9619),
 //! which one, how large an answer its sender can take, does an answer belong to it, and how to shorten an answer or make
-//! a small one of its own. Names are compared and skipped, never decompressed, so hostile pointers lead nowhere.
+//! a small one of its own. Names are compared and skipped, never decompressed, so hostile pointers lead nowhere. Answers with
+//! records of all kinds are made in `dns_build`.
 
 use std::net::IpAddr;
+
+use super::dns_name::Name;
 
 /// Length of the header.
 pub const HEADER: usize = 12;
@@ -36,6 +39,8 @@ pub enum Rcode {
     FormErr = 1,
     /// The server failed.
     ServFail = 2,
+    /// There is no such name.
+    NxDomain = 3,
     /// The server does not do that.
     NotImp = 4,
     /// The server will not do that.
@@ -108,15 +113,26 @@ fn single_question(message: &[u8]) -> Option<(usize, u16, u16)> {
     Some((at + 4, be16(message, at)?, be16(message, at + 2)?))
 }
 
+/// The end of a message's question section, where that is one question or none.
+pub(super) fn question_end(message: &[u8]) -> Option<usize> {
+    if be16(message, 4)? == 0 { Some(HEADER) } else { single_question(message).map(|(end, _, _)| end) }
+}
+
 /// A resource record's place in a message.
-struct Record {
-    start: usize,
-    kind: u16,
+pub(super) struct Record {
+    /// Where its name begins.
+    pub start: usize,
+    /// Where its type begins: 2 bytes, class 2, time to live 4, length 2, contents.
+    pub fixed: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// Its type.
+    pub kind: u16,
     class: u16,
 }
 
 /// The records behind the question, of all sections; None where one breaks off.
-fn records(message: &[u8], mut at: usize) -> Option<impl Iterator<Item = Option<Record>>> {
+pub(super) fn records(message: &[u8], mut at: usize) -> Option<impl Iterator<Item = Option<Record>>> {
     let mut left = [6, 8, 10].iter().try_fold(0, |sum, &count| Some(sum + usize::from(be16(message, count)?)))?;
     Some(std::iter::from_fn(move || {
         if left == 0 {
@@ -129,7 +145,7 @@ fn records(message: &[u8], mut at: usize) -> Option<impl Iterator<Item = Option<
             let end = name + 10 + usize::from(be16(message, name + 8)?);
             (end <= message.len()).then_some(())?;
             at = end;
-            Some(Record { start, kind: be16(message, name)?, class: be16(message, name + 2)? })
+            Some(Record { start, fixed: name, end, kind: be16(message, name)?, class: be16(message, name + 2)? })
         })();
         if record.is_none() {
             left = 0;
@@ -263,7 +279,31 @@ impl<'a> Query<'a> {
         out
     }
 
-    fn append_opt(&self, out: &mut Vec<u8>) {
+    /// The name asked for; None is the root.
+    pub fn name(&self) -> Option<Name> {
+        Name::from_wire(&self.question[..self.question.len() - 4])
+    }
+
+    /// The same question about another name: recursion, "checking disabled", type, class and EDNS size are kept; options
+    /// of EDNS were about the other name and are not.
+    pub fn about(&self, name: &Name) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER + name.as_wire().len() + 15);
+        out.extend([self.message[0], self.message[1], self.message[2] & 0x01, self.message[3] & 0x10]);
+        out.extend([0, 1, 0, 0, 0, 0, 0, 0]);
+        out.extend(name.as_wire());
+        out.extend(self.qtype.to_be_bytes());
+        out.extend(self.qclass.to_be_bytes());
+        if let Some(size) = self.edns {
+            out[11] = 1;
+            out.push(0);
+            out.extend(TYPE_OPT.to_be_bytes());
+            out.extend(size.to_be_bytes());
+            out.extend([0; 6]);
+        }
+        out
+    }
+
+    pub(super) fn append_opt(&self, out: &mut Vec<u8>) {
         if self.edns.is_some() {
             out[11] += 1;
             out.push(0);

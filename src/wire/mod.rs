@@ -2,6 +2,8 @@
 
 pub mod chain;
 pub mod csum;
+pub mod dns_build;
+pub mod dns_data;
 pub mod dns_message;
 pub mod dns_name;
 pub mod fragment;

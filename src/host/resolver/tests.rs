@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::dns_message::{TYPE_A, rcode};
 
+mod own_names;
+
 /// What a server sends, and after how many milliseconds.
 type Replies = Vec<(u64, Vec<u8>)>;
 
