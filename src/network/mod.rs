@@ -4,6 +4,7 @@
 //! policy switches and the published ports. They cross the attach connection as JSON (see `api::attach`).
 
 pub mod config;
+pub mod desired;
 pub mod plan;
 pub mod publish;
 pub mod resolv;
