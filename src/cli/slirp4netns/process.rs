@@ -29,6 +29,7 @@ use super::banner;
 use crate::api::server::bind_legacy;
 use crate::confine::standalone;
 use crate::network::config::{EndpointConfig, Mac, Offloads, PlanV6, Slirp};
+use crate::network::plan::MIN_MTU_V4;
 use crate::runtime::control::HostDns;
 use crate::runtime::engine::End;
 use crate::runtime::{self, Attached};
@@ -153,6 +154,9 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
     let Link { tap, offloads, userns } = link(&options, tap)?;
     print(&banner(&options));
 
+    if options.mtu < MIN_MTU_V4 {
+        return Err(late(format!("MTU {} is too small for IPv4 (< {MIN_MTU_V4})\nslirp_new failed", options.mtu)));
+    }
     let api = options.api_socket.as_deref().map(Api::bind).transpose()?;
     let resolv = Path::new(RESOLV_CONF);
     let mut polled = Polled::new(resolv);

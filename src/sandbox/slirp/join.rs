@@ -126,8 +126,10 @@ enum ChildError {
     Interface { errno: Errno },
     #[error(transparent)]
     Tap(TapError),
+    #[error("cannot {what}: {}", telemetry::strerror(*errno))]
+    Configure { what: String, errno: Errno },
     #[error(transparent)]
-    Netlink(#[from] NetlinkError),
+    Netlink(NetlinkError),
     #[error(transparent)]
     Connection(#[from] AttachError),
 }
@@ -137,6 +139,19 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => " (load its driver: `modprobe tun`, as root)",
         Errno::EACCES | Errno::EPERM => " (let every user open it: `chmod 666 /dev/net/tun`, as root)",
         _ => "",
+    }
+}
+
+fn number(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+impl From<NetlinkError> for ChildError {
+    fn from(error: NetlinkError) -> Self {
+        match error {
+            NetlinkError::Refused { what, source } => Self::Configure { what, errno: number(&source) },
+            other => Self::Netlink(other),
+        }
     }
 }
 
@@ -233,7 +248,7 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
         .read(true)
         .write(true)
         .open("/dev/net/tun")
-        .map_err(|error| ChildError::Device { errno: Errno::from_raw(error.raw_os_error().unwrap_or(0)) })?;
+        .map_err(|error| ChildError::Device { errno: number(&error) })?;
     let give_up = Instant::now() + BUSY_TIME;
     loop {
         let exists = nix::net::if_::if_nametoindex(request.name).is_ok();
@@ -254,16 +269,14 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
 fn is_busy(error: &ChildError) -> bool {
     match error {
         ChildError::Interface { errno } => *errno == Errno::EBUSY,
-        ChildError::Netlink(NetlinkError::Refused { source, .. }) => source.raw_os_error() == Some(libc::EEXIST),
+        ChildError::Configure { errno, .. } => *errno == Errno::EEXIST,
         _ => false,
     }
 }
 
 fn made_here(name: &str) -> Result<(OwnedFd, Offloads), ChildError> {
     tap::create(name).map_err(|error| match error {
-        TapError::Create { source, .. } => {
-            ChildError::Interface { errno: Errno::from_raw(source.raw_os_error().unwrap_or(0)) }
-        }
+        TapError::Create { source, .. } => ChildError::Interface { errno: number(&source) },
         other @ TapError::Set { .. } => ChildError::Tap(other),
     })
 }
