@@ -204,7 +204,8 @@ fn configuration_that_the_kernel_refuses(w: &World, helper: &Helper) {
     let pid = target.pid.to_string();
     let mac = "--macaddress=01:00:00:00:00:01";
     helper.with(&["-c", mac, &pid, "tap0"]).fails("cannot set MAC address: Cannot assign requested address");
-    helper.with(&["-c", "--mtu=60", &pid, "tap0"]).fails("slirp_new failed");
+    helper.with(&["-c", "--mtu=60", &pid, "tap0"]).fails("cannot set MTU: Invalid argument");
+    helper.with(&["--mtu=60", &pid, "tap0"]).fails("slirp_new failed");
     // What failed leaves nothing behind.
     let _running = helper.with(&["-c", &pid, "tap0"]).ready();
     target.sh("ping -c1 -W5 10.0.2.2");
