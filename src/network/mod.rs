@@ -3,6 +3,7 @@
 //! [`config`] holds the values that the monitor decides and the network process obeys: the address plan, the
 //! policy switches and the published ports. They cross the attach connection as JSON (see `api::attach`).
 
+pub mod capture;
 pub mod config;
 pub mod desired;
 pub mod plan;

@@ -9,5 +9,6 @@ pub mod dns_name;
 pub mod fragment;
 pub mod icmp_error;
 pub mod ndisc;
+pub mod summary;
 pub mod tcp_segment;
 pub mod vnet;
