@@ -1,4 +1,4 @@
-//! Packet capture: the frames of one endpoint, written as a pcapng file.
+//! pcapng: the bytes of a capture file.
 //!
 //! What flows through: whole Ethernet frames as the guest's kernel sent them or will receive them, without the vnet
 //! header. So with segmentation offload a "packet" is up to 64 KiB long whatever the MTU, and its TCP or UDP checksum
@@ -6,30 +6,21 @@
 //! on a sending Linux host.
 //!
 //! ```text
-//! section header │ interface description (Ethernet, ns) │ enhanced packet │ enhanced packet │ …
+//! section header │ interface description (Ethernet, ns) │ enhanced packet │ enhanced packet │ … │ interface statistics
+//!  └──────────── start() ──────────────────────────────┘ └── packet() ───┘                       └─ statistics() ────┘
 //! ```
 //!
-//! Blocks are those of draft-ietf-opsawg-pcapng-03 §4.1 to §4.3, in this machine's byte order; each packet carries
-//! `epb_flags` (§4.3.1) that name its direction as the guest's interface sees it: what the guest receives is inbound.
+//! Blocks are those of draft-ietf-opsawg-pcapng-03 §4.1 to §4.3 and §4.6, in this machine's byte order; each packet
+//! carries `epb_flags` (§4.3.1) that name its direction as the guest's interface sees it: what the guest receives is
+//! inbound. The statistics say how many frames the capture missed; a file without them was cut short, which readers
+//! report as such only if it ends within a block.
 //!
-//! Memory is bounded by one buffer of [`BUFFER`] bytes; a block that does not fit is written after it. Call
-//! [`PcapWriter::flush`] when the data plane goes idle, or the file lags behind the traffic, and at the end.
-//!
-//! A failed write ends the capture and not the traffic: the first error is returned once, to be reported, and the file
-//! then stays as it is, at worst ending within a block, which readers report as cut. Later calls do nothing.
-//! A file system that is slow makes the caller slow; a pipe nobody reads stops it unless the descriptor is non-blocking
-//! (then EAGAIN ends the capture). Capturing is for debugging, not for the fast path.
+//! Everything is appended to a buffer of the caller's, whose lengths are known beforehand ([`packet_len`],
+//! [`STATISTICS_LEN`]): who bounds the buffer never makes it grow. Nothing here writes to a descriptor; that is
+//! `runtime::capture`.
 
-use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::time::Duration;
-
-/// Bytes gathered before a write; a compromise of ours: 4 super-frames, or about 2800 frames of 64 bytes.
-pub const BUFFER: usize = 256 * 1024;
-
-/// Longest frame kept when the user names no limit: an IPv6 or IPv4 packet of 64 KiB with its Ethernet header. Also what
-/// readers (libpcap MAXIMUM_SNAPLEN) accept.
-pub const SNAPLEN: NonZeroU32 = NonZeroU32::new(262_144).expect("not zero");
 
 /// Which way a frame went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +36,7 @@ mod field {
     pub const SECTION_HEADER: u32 = 0x0A0D_0D0A;
     pub const BYTE_ORDER_MAGIC: u32 = 0x1A2B_3C4D;
     pub const INTERFACE_DESCRIPTION: u32 = 1;
+    pub const INTERFACE_STATISTICS: u32 = 5;
     pub const ENHANCED_PACKET: u32 = 6;
     /// LINKTYPE_ETHERNET.
     pub const ETHERNET: u16 = 1;
@@ -53,6 +45,8 @@ mod field {
     pub const IF_NAME: u16 = 2;
     pub const IF_TSRESOL: u16 = 9;
     pub const EPB_FLAGS: u16 = 2;
+    pub const ISB_IFRECV: u16 = 4;
+    pub const ISB_IFDROP: u16 = 5;
     /// Bits 0 and 1 of epb_flags.
     pub const INBOUND: u32 = 0b01;
     pub const OUTBOUND: u32 = 0b10;
@@ -61,96 +55,82 @@ mod field {
     pub const ENHANCED_PACKET_FIXED: usize = 7 * 4 + 2 * 4 + 4 + 4;
 }
 
-/// Writes one capture file.
-#[derive(Debug)]
-pub struct PcapWriter<W: Write> {
-    to: W,
-    snaplen: usize,
-    buffer: Vec<u8>,
-    failed: bool,
+/// Bytes of the statistics block: type, length, interface, time (2), two options of 8 bytes, end of options, length again.
+pub const STATISTICS_LEN: usize = 6 * 4 + 2 * 12 + 4;
+
+/// Bytes of the block of a packet of which `kept` bytes are kept.
+pub const fn packet_len(kept: usize) -> usize {
+    field::ENHANCED_PACKET_FIXED + kept.next_multiple_of(4)
 }
 
-impl<W: Write> PcapWriter<W> {
-    /// Starts the file: section header and the one interface. Frames are kept up to `snaplen` bytes.
-    pub fn new(to: W, snaplen: NonZeroU32) -> io::Result<Self> {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        block(&mut buffer, field::SECTION_HEADER, |body| {
-            word(body, field::BYTE_ORDER_MAGIC);
-            half(body, 1); // version 1.0
-            half(body, 0);
-            body.extend_from_slice(&(-1i64).to_ne_bytes()); // section length: not known
-            option(body, field::SHB_USERAPPL, concat!("tapway ", env!("CARGO_PKG_VERSION")).as_bytes());
-            option(body, field::OPT_END, &[]);
-        });
-        block(&mut buffer, field::INTERFACE_DESCRIPTION, |body| {
-            half(body, field::ETHERNET);
-            half(body, 0);
-            word(body, snaplen.get());
-            option(body, field::IF_NAME, b"eth0");
-            option(body, field::IF_TSRESOL, &[9]); // 10^-9 s
-            option(body, field::OPT_END, &[]);
-        });
-        let mut writer = Self { to, snaplen: snaplen.get() as usize, buffer, failed: false };
-        // A bad descriptor shows now, while somebody waits for the answer.
-        writer.flush()?;
-        Ok(writer)
-    }
-
-    /// Adds one Ethernet frame. `unix_time`: since 1970, UTC. The first error ends the capture; see the module head.
-    pub fn write(&mut self, unix_time: Duration, direction: Direction, frame: &[u8]) -> io::Result<()> {
-        if self.failed {
-            return Ok(());
-        }
-        let kept = &frame[..frame.len().min(self.snaplen)];
-        if self.buffer.len() + field::ENHANCED_PACKET_FIXED + kept.len().next_multiple_of(4) > BUFFER {
-            self.flush()?;
-        }
-        let nanos = u64::try_from(unix_time.as_nanos()).unwrap_or(u64::MAX);
-        block(&mut self.buffer, field::ENHANCED_PACKET, |body| {
-            word(body, 0); // interface
-            word(body, (nanos >> 32) as u32);
-            word(body, nanos as u32);
-            word(body, kept.len() as u32);
-            word(body, u32::try_from(frame.len()).unwrap_or(u32::MAX));
-            padded(body, kept);
-            let flags = match direction {
-                Direction::FromGuest => field::OUTBOUND,
-                Direction::ToGuest => field::INBOUND,
-            };
-            option(body, field::EPB_FLAGS, &flags.to_ne_bytes());
-            option(body, field::OPT_END, &[]);
-        });
-        // Only a frame longer than the whole buffer gets here (a snaplen above it).
-        if self.buffer.len() > BUFFER { self.flush() } else { Ok(()) }
-    }
-
-    /// Writes out what is buffered.
-    pub fn flush(&mut self) -> io::Result<()> {
-        if self.failed || self.buffer.is_empty() {
-            return Ok(());
-        }
-        let result = self.to.write_all(&self.buffer).and_then(|()| self.to.flush());
-        self.buffer.clear();
-        if result.is_err() {
-            self.failed = true;
-            self.buffer = Vec::new();
-        } else {
-            self.buffer.shrink_to(BUFFER);
-        }
-        result
-    }
-
-    /// Has an error ended the capture?
-    pub fn failed(&self) -> bool {
-        self.failed
-    }
+/// Starts a file, or another section of one: section header and the one interface, whose frames are kept up to `snaplen`
+/// bytes.
+pub fn start(to: &mut Vec<u8>, snaplen: NonZeroU32) {
+    block(to, field::SECTION_HEADER, |body| {
+        word(body, field::BYTE_ORDER_MAGIC);
+        half(body, 1); // version 1.0
+        half(body, 0);
+        body.extend_from_slice(&(-1i64).to_ne_bytes()); // section length: not known
+        option(body, field::SHB_USERAPPL, concat!("tapway ", env!("CARGO_PKG_VERSION")).as_bytes());
+        option(body, field::OPT_END, &[]);
+    });
+    block(to, field::INTERFACE_DESCRIPTION, |body| {
+        half(body, field::ETHERNET);
+        half(body, 0);
+        word(body, snaplen.get());
+        option(body, field::IF_NAME, b"eth0");
+        option(body, field::IF_TSRESOL, &[9]); // 10^-9 s
+        option(body, field::OPT_END, &[]);
+    });
 }
 
-impl<W: Write> Drop for PcapWriter<W> {
-    fn drop(&mut self) {
-        // Nobody is left to tell.
-        let _ = self.flush();
+/// Adds one Ethernet frame, up to `snaplen` bytes of it. `unix_time`: since 1970, UTC.
+pub fn packet(to: &mut Vec<u8>, unix_time: Duration, direction: Direction, frame: &[u8], snaplen: usize) {
+    let kept = &frame[..frame.len().min(snaplen)];
+    block(to, field::ENHANCED_PACKET, |body| {
+        word(body, 0); // interface
+        time(body, unix_time);
+        word(body, kept.len() as u32);
+        word(body, u32::try_from(frame.len()).unwrap_or(u32::MAX));
+        padded(body, kept);
+        let flags = match direction {
+            Direction::FromGuest => field::OUTBOUND,
+            Direction::ToGuest => field::INBOUND,
+        };
+        option(body, field::EPB_FLAGS, &flags.to_ne_bytes());
+        option(body, field::OPT_END, &[]);
+    });
+}
+
+/// Ends a file: how many frames the capture met, and how many of them are missing in it.
+pub fn statistics(to: &mut Vec<u8>, unix_time: Duration, received: u64, dropped: u64) {
+    block(to, field::INTERFACE_STATISTICS, |body| {
+        word(body, 0); // interface
+        time(body, unix_time);
+        option(body, field::ISB_IFRECV, &received.to_ne_bytes());
+        option(body, field::ISB_IFDROP, &dropped.to_ne_bytes());
+        option(body, field::OPT_END, &[]);
+    });
+}
+
+/// How many packets lie whole within the first `length` bytes of `blocks`, which [`packet`] wrote.
+pub fn whole_packets(blocks: &[u8], length: usize) -> u64 {
+    let (mut at, mut count) = (0, 0);
+    while let Some(bytes) = blocks.get(at + 4..at + 8).and_then(|bytes| bytes.try_into().ok()) {
+        at += u32::from_ne_bytes(bytes) as usize;
+        if at > length {
+            break;
+        }
+        count += 1;
     }
+    count
+}
+
+/// A time stamp (§4.3): the upper half first, whatever the byte order.
+fn time(to: &mut Vec<u8>, unix_time: Duration) {
+    let nanos = u64::try_from(unix_time.as_nanos()).unwrap_or(u64::MAX);
+    word(to, (nanos >> 32) as u32);
+    word(to, nanos as u32);
 }
 
 fn half(to: &mut Vec<u8>, value: u16) {
@@ -223,14 +203,18 @@ mod tests {
     #[test]
     fn tcpdump_reads_every_frame_its_time_and_its_direction() {
         let mut file = Vec::new();
-        let mut writer = PcapWriter::new(&mut file, SNAPLEN).unwrap();
+        start(&mut file, snaplen(262_144));
         // Lengths of every padding, and a super-frame.
         let lengths = [0, 1, 2, 3, 4, 1472, 65_507];
         for (i, length) in lengths.into_iter().enumerate() {
             let direction = if i % 2 == 0 { Direction::FromGuest } else { Direction::ToGuest };
-            writer.write(Duration::new(1_700_000_000 + i as u64, 123_456_789), direction, &udp_frame(length)).unwrap();
+            let (before, frame) = (file.len(), udp_frame(length));
+            packet(&mut file, Duration::new(1_700_000_000 + i as u64, 123_456_789), direction, &frame, usize::MAX);
+            assert_eq!(file.len() - before, packet_len(frame.len()));
         }
-        drop(writer);
+        let before = file.len();
+        statistics(&mut file, Duration::from_secs(1_700_000_009), 9, 2);
+        assert_eq!(file.len() - before, STATISTICS_LEN);
         let (text, err) = tcpdump(&file, &["-tt", "--nano"]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), lengths.len(), "{text}{err}");
@@ -247,11 +231,26 @@ mod tests {
     #[test]
     fn a_cut_frame_keeps_its_true_length() {
         let mut file = Vec::new();
-        let mut writer = PcapWriter::new(&mut file, snaplen(100)).unwrap();
-        writer.write(Duration::from_secs(1), Direction::ToGuest, &udp_frame(1000)).unwrap();
-        drop(writer);
+        start(&mut file, snaplen(100));
+        packet(&mut file, Duration::from_secs(1), Direction::ToGuest, &udp_frame(1000), 100);
         assert_eq!(packets(&file), [(1, (100, 1042))]);
         assert!(tcpdump(&file, &[]).0.contains("length 1000"));
+    }
+
+    #[test]
+    fn whole_packets_are_counted_and_cut_ones_are_not() {
+        let mut blocks = Vec::new();
+        let mut ends = Vec::new();
+        for length in [0, 1, 700, 65_507] {
+            packet(&mut blocks, Duration::ZERO, Direction::ToGuest, &udp_frame(length), usize::MAX);
+            ends.push(blocks.len());
+        }
+        for (i, end) in ends.into_iter().enumerate() {
+            assert_eq!(whole_packets(&blocks, end - 1), i as u64);
+            assert_eq!(whole_packets(&blocks, end), i as u64 + 1);
+        }
+        assert_eq!(whole_packets(&blocks, 0), 0);
+        assert_eq!(whole_packets(&[], 0), 0);
     }
 
     /// Walks the chain of blocks by both length fields; flags, captured and original length of each packet.
@@ -268,57 +267,5 @@ mod tests {
             at += length;
         }
         found
-    }
-
-    /// Takes `room` bytes, then fails each time.
-    struct Full {
-        room: usize,
-        calls: usize,
-    }
-
-    impl Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.calls += 1;
-            let taken = bytes.len().min(self.room);
-            self.room -= taken;
-            if taken == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_full_disk_is_told_once_and_ends_the_capture() {
-        let mut writer = PcapWriter::new(Full { room: 1000, calls: 0 }, SNAPLEN).unwrap();
-        let results: Vec<_> =
-            (0..100).map(|_| writer.write(Duration::ZERO, Direction::ToGuest, &udp_frame(60_000))).collect();
-        assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
-        assert!(writer.failed());
-        let calls = writer.to.calls;
-        writer.write(Duration::ZERO, Direction::ToGuest, &udp_frame(60_000)).unwrap();
-        writer.flush().unwrap();
-        assert_eq!(writer.to.calls, calls, "nothing more is tried");
-    }
-
-    #[test]
-    fn memory_stays_bounded_and_small_frames_share_a_write() {
-        let mut writer = PcapWriter::new(Full { room: usize::MAX, calls: 0 }, snaplen(u32::MAX)).unwrap();
-        for length in [0, 60, 1460, 65_507, 65_507, 65_507, 65_507, 65_507, 65_507] {
-            for _ in 0..50 {
-                writer.write(Duration::ZERO, Direction::FromGuest, &udp_frame(length)).unwrap();
-                assert!(writer.buffer.len() <= BUFFER && writer.buffer.capacity() == BUFFER);
-            }
-        }
-        let calls = writer.to.calls;
-        assert!(calls > 1 && calls < 120, "{calls} writes for 450 frames");
-        // A frame larger than the buffer passes through and leaves no large buffer behind.
-        writer.write(Duration::ZERO, Direction::FromGuest, &vec![0; BUFFER * 2]).unwrap();
-        assert!(writer.buffer.capacity() < BUFFER * 2, "{}", writer.buffer.capacity());
-    }
-
-    #[test]
-    fn a_bad_descriptor_shows_at_once() {
-        assert!(PcapWriter::new(Full { room: 10, calls: 0 }, SNAPLEN).is_err());
     }
 }

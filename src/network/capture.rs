@@ -7,12 +7,34 @@
 //! datagram is never captured in part for lack of its ports; the price is those of other ports between the same hosts.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::wire::summary::{Kind, Summary, protocol};
+
+/// Longest frame kept when nobody names a limit, and the longest limit: more than any frame here (64 KiB and headers), and
+/// what readers accept (MAXIMUM_SNAPLEN of libpcap).
+pub const MAX_SNAP_LENGTH: NonZeroU32 = NonZeroU32::new(262_144).expect("not zero");
+
+/// What one capture keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureOptions {
+    /// Which frames.
+    pub filter: CaptureFilter,
+    /// How many bytes of each, counted from its Ethernet header.
+    pub snap_length: NonZeroU32,
+    /// The capture ends before its file would be longer than this, bytes.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for CaptureOptions {
+    /// Everything.
+    fn default() -> Self {
+        Self { filter: CaptureFilter::default(), snap_length: MAX_SNAP_LENGTH, max_bytes: None }
+    }
+}
 
 /// Protocols to choose by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,8 +58,7 @@ pub enum CaptureProtocol {
 
 impl CaptureProtocol {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Tcp, Self::Udp, Self::Icmp, Self::Icmp6, Self::Arp, Self::Ip, Self::Ip6];
+    pub const ALL: [Self; 7] = [Self::Tcp, Self::Udp, Self::Icmp, Self::Icmp6, Self::Arp, Self::Ip, Self::Ip6];
 
     /// As it is written.
     pub const fn name(self) -> &'static str {
@@ -120,18 +141,13 @@ pub struct CaptureFilter {
 
 impl CaptureFilter {
     /// `host`: an address or a network, either side of the frame, those of ARP too. `port`: either side of TCP or UDP.
-    pub fn new(
-        host: Option<&str>,
-        port: Option<u16>,
-        protocol: Option<CaptureProtocol>,
-    ) -> Result<Self, FilterError> {
+    pub fn new(host: Option<&str>, port: Option<u16>, protocol: Option<CaptureProtocol>) -> Result<Self, FilterError> {
         let host = host.map(parse_host).transpose()?;
         let port = port.map(|port| NonZeroU16::new(port).ok_or(FilterError::Port(port))).transpose()?;
-        if let (Some(port), Some(protocol)) = (port, protocol) {
-            // Both IPs carry TCP and UDP.
-            if matches!(protocol, CaptureProtocol::Icmp | CaptureProtocol::Icmp6 | CaptureProtocol::Arp) {
-                return Err(FilterError::NoPorts { port: port.get(), protocol });
-            }
+        if let (Some(port), Some(protocol)) = (port, protocol)
+            && matches!(protocol, CaptureProtocol::Icmp | CaptureProtocol::Icmp6 | CaptureProtocol::Arp)
+        {
+            return Err(FilterError::NoPorts { port: port.get(), protocol });
         }
         if let (Some(host), Some(protocol)) = (host, protocol) {
             let impossible = match protocol {
@@ -154,17 +170,18 @@ impl CaptureFilter {
         }
         let seen = Summary::of(frame);
         self.protocol.is_none_or(|protocol| protocol.matches(seen.kind))
-            && self.host.is_none_or(|host| {
-                seen.addresses.is_some_and(|(from, to)| host.contains(&from) || host.contains(&to))
-            })
-            && self.port.is_none_or(|port| match seen.ports {
-                Some((from, to)) => port.get() == from || port.get() == to,
-                None => {
-                    let may_have = |protocol: CaptureProtocol| protocol.matches(seen.kind);
-                    seen.later_fragment && (may_have(CaptureProtocol::Tcp) || may_have(CaptureProtocol::Udp))
-                }
-            })
+            && self
+                .host
+                .is_none_or(|host| seen.addresses.is_some_and(|(from, to)| host.contains(&from) || host.contains(&to)))
+            && self.port.is_none_or(|port| passes(port.get(), &seen))
     }
+}
+
+fn passes(port: u16, seen: &Summary) -> bool {
+    if let Some((from, to)) = seen.ports {
+        return port == from || port == to;
+    }
+    seen.later_fragment && (CaptureProtocol::Tcp.matches(seen.kind) || CaptureProtocol::Udp.matches(seen.kind))
 }
 
 fn parse_host(text: &str) -> Result<IpNet, FilterError> {
@@ -195,7 +212,8 @@ impl TryFrom<Unchecked> for CaptureFilter {
 
 impl From<CaptureFilter> for Unchecked {
     fn from(CaptureFilter { host, port, protocol }: CaptureFilter) -> Self {
-        let host = host.map(|net| if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() });
+        let host = host
+            .map(|net| if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() });
         Self { host, port: port.map(NonZeroU16::get), protocol }
     }
 }

@@ -7,14 +7,15 @@
 //! Published ports go by number. Numbers are given here, upwards from those of the ports told at attach, and never given
 //! again: a late event or a kept datagram of a port that is gone finds nothing, instead of its successor.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot};
 
+use super::capture::{Capture, Captures};
 use crate::network::config::Listener;
 
 /// Commands that may wait.
@@ -41,14 +42,32 @@ pub enum Command {
         /// Said when the socket is closed: whether there was one.
         done: oneshot::Sender<bool>,
     },
+    /// Copy frames to one more capture.
+    StartCapture {
+        /// It.
+        capture: Box<Capture>,
+        /// Said when the next frame will be seen by it.
+        done: oneshot::Sender<()>,
+    },
+    /// Let go of a capture.
+    StopCapture {
+        /// Its number.
+        id: u32,
+        /// Whether it was there; one that ended by itself is not.
+        done: oneshot::Sender<bool>,
+    },
 }
 
-/// The control plane's handle on the data plane.
+/// The control plane's handle on the data plane; clones are the same handle.
+#[derive(Clone, Debug)]
+pub struct DataPlane(Arc<Handle>);
+
 #[derive(Debug)]
-pub struct DataPlane {
+struct Handle {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
-    next_listener: Cell<usize>,
+    next_listener: AtomicUsize,
+    captures: Captures,
 }
 
 impl DataPlane {
@@ -56,13 +75,13 @@ impl DataPlane {
     /// plane's end.
     pub fn new(wake: Arc<EventFd>, listeners: usize) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(QUEUE);
-        (Self { commands, wake, next_listener: Cell::new(listeners) }, receiver)
+        let next_listener = AtomicUsize::new(listeners);
+        (Self(Arc::new(Handle { commands, wake, next_listener, captures: Captures::default() })), receiver)
     }
 
     /// Has one more port served; returns its number.
     pub async fn listen(&self, listener: Listener, fd: OwnedFd) -> io::Result<usize> {
-        let number = self.next_listener.get();
-        self.next_listener.set(number + 1);
+        let number = self.0.next_listener.fetch_add(1, Ordering::Relaxed);
         self.ask(|done| Command::Listen { number, listener, fd, done }).await??;
         Ok(number)
     }
@@ -72,12 +91,17 @@ impl DataPlane {
         self.ask(|done| Command::Unlisten { number, done }).await
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> io::Result<T> {
+    /// Captures that are begun and ended on request: each method takes this handle.
+    pub fn captures(&self) -> &Captures {
+        &self.0.captures
+    }
+
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> io::Result<T> {
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the data plane has ended");
         let (done, answer) = oneshot::channel();
-        self.commands.send(command(done)).await.map_err(|_| gone())?;
+        self.0.commands.send(command(done)).await.map_err(|_| gone())?;
         // The counter cannot overflow: it is read whenever it is not zero.
-        let _ = self.wake.write(1);
+        let _ = self.0.wake.write(1);
         answer.await.map_err(|_| gone())
     }
 }

@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::api::Legacy;
+use super::command::DataPlane;
 use crate::api::attach::{self, AttachError, ToNetwork};
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 
@@ -83,17 +84,23 @@ pub struct Control {
     pub wake: Arc<EventFd>,
     /// The API socket, and who answers there.
     pub api: Option<(UnixListener, Legacy)>,
+    /// The data plane's handle, for what it can tell and do.
+    pub plane: DataPlane,
 }
 
 impl Control {
-    /// Runs until the monitor is gone.
+    /// Runs until the monitor is gone. Captures are whole when it returns.
     pub fn run(self, runtime: &tokio::runtime::Runtime) {
+        let (writers, wake) = (self.plane.captures().writers().clone(), Arc::clone(&self.wake));
         let local = tokio::task::LocalSet::new();
         local.block_on(runtime, self.serve());
+        writers.close();
+        let _ = wake.write(1);
+        writers.wait(super::capture::DRAIN);
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, api } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, api, plane: _plane } = self;
         if let Some((listener, handler)) = api {
             tokio::task::spawn_local(super::api::serve(listener, handler));
         }

@@ -21,7 +21,7 @@ use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::api::Legacy;
-use super::capture::Capture;
+use super::capture::{self, Taken};
 use super::command::{Command, DataPlane};
 use super::control::{self, Control, DnsAnswer, Supervisor};
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
@@ -30,6 +30,7 @@ use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
 use crate::host::stream::{self, Connect, Moved};
 use crate::host::{address, echo};
+use crate::link::pcap::Direction;
 use crate::link::tap::Read;
 use crate::network::config::Proto;
 use crate::stack::arena::Id;
@@ -108,11 +109,17 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
             Err(errno) => return Err(system("watch the exit descriptor")(errno)),
         }
     }
+    let writers = plane.captures().writers();
+    sockets.captures = Taken::new(writers.clone());
+    match pcap.map(|file| capture::of_run(file, writers, capture::RING)) {
+        Some(Ok(capture)) => sockets.captures.add(capture),
+        Some(Err(error)) => tracing::warn!("cannot start the capture: {}", crate::telemetry::chain(&error)),
+        None => {}
+    }
     let api = api.map(|listener| {
         let guest = Guest::new(&endpoint);
-        (listener, Legacy::new(Forwards::new(plane, guest, MAX_FORWARDS), guest.v6))
+        (listener, Legacy::new(Forwards::new(plane.clone(), guest, MAX_FORWARDS), guest.v6))
     });
-    sockets.capture = pcap.map(Capture::new);
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
     let stack = Stack::new(endpoint, Limits::default(), u64::from_ne_bytes(seed), Instant::ZERO);
@@ -131,7 +138,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         _exit: exit,
         drops_told: 0,
     };
-    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, api }))
+    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, api, plane }))
 }
 
 impl Engine {
@@ -139,8 +146,14 @@ impl Engine {
         Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Runs until the TAP or the exit descriptor ends, or epoll itself fails.
+    /// Runs until the TAP or the exit descriptor ends, or epoll itself fails. Captures are whole when it returns.
     pub fn run(mut self) -> Result<End, RuntimeError> {
+        let end = self.turns();
+        self.sockets.captures.finish(capture::DRAIN);
+        end
+    }
+
+    fn turns(&mut self) -> Result<End, RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         // A frame that comes alone is served alone: its bytes leave before we look for another one that seldom is there.
         let mut tap_was_ready = false;
@@ -184,7 +197,7 @@ impl Engine {
     fn timeout(&self) -> EpollTimeout {
         let now = self.now();
         let mut wait = LONGEST_WAIT;
-        for at in [self.stack.next_timeout(), self.resting_until].into_iter().flatten() {
+        for at in [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due()].into_iter().flatten() {
             let left = if at > now { Duration::from_micros((at - now).total_micros()) } else { Duration::ZERO };
             wait = wait.min(left);
         }
@@ -225,8 +238,8 @@ impl Engine {
                 Ok(Read::Frame(len)) => {
                     bytes += len;
                     let frame = &mut self.frame[..len];
-                    if let Some(capture) = &mut self.sockets.capture {
-                        capture.from_guest(frame);
+                    if !self.sockets.captures.is_empty() {
+                        self.sockets.captures.take(Direction::FromGuest, frame);
                     }
                     self.stack.handle_from_guest(now, frame, &mut self.sockets);
                     if !self.sockets.errors.is_empty() {
@@ -273,9 +286,7 @@ impl Engine {
         if !self.sockets.errors.is_empty() {
             self.tell_errors();
         }
-        if let Some(capture) = &mut self.sockets.capture {
-            capture.flush();
-        }
+        self.sockets.captures.settle(now);
         let drops = std::mem::take(&mut self.sockets.drops);
         for (reason, n) in drops.iter() {
             for _ in 0..n {
@@ -605,6 +616,7 @@ impl Engine {
 
     fn control_ready(&mut self, now: Instant) {
         let _ = self.wake.read();
+        self.sockets.captures.heed_end();
         while let Ok(DnsAnswer { guest, server, answer }) = self.answers.try_recv() {
             self.stack.handle_dns_answer(guest, server, &answer, &mut self.sockets);
         }
@@ -632,6 +644,13 @@ impl Engine {
                 let known = port.is_some();
                 drop(port);
                 let _ = done.send(known);
+            }
+            Command::StartCapture { capture, done } => {
+                self.sockets.captures.add(*capture);
+                let _ = done.send(());
+            }
+            Command::StopCapture { id, done } => {
+                let _ = done.send(self.sockets.captures.remove(id));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! every host socket; it is the only reader of the clock and never waits for anything but epoll. The **control plane**
 //! ([`control`]) is a tokio current-thread runtime: the attach connection, upstream DNS. They talk through bounded
 //! channels and an eventfd; what does not fit is dropped and counted, so nothing there can stall a packet.
+//! Each capture has a thread more, which only writes ([`capture`]).
 //!
 //! With a monitor ([`network_process`]) the process is told everything over the attach connection (`api::attach`), holds
 //! only descriptors, and leaves when the connection closes: that is its lease. In slirp4netns mode ([`standalone`]) it is

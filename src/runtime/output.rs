@@ -15,6 +15,7 @@ use super::control::DnsQuery;
 use super::sockets::{ERROR_DATA, KeptError, MAX_ERRORS, Sockets, Token, errno};
 use crate::host::datagram::Datagram;
 use crate::host::echo::{self, ECHO_HDR_LEN, Echo};
+use crate::link::pcap::Direction;
 use crate::stack::arena::Id;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::{DropCounters, DropReason};
@@ -253,8 +254,8 @@ fn keep_local(
 
 impl Output for Sockets {
     fn to_guest(&mut self, frame: &[u8]) -> bool {
-        if let Some(capture) = &mut self.capture {
-            capture.to_guest(frame);
+        if !self.captures.is_empty() {
+            self.captures.take(Direction::ToGuest, frame);
         }
         self.tap.write(frame)
     }

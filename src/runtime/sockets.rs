@@ -13,6 +13,7 @@ use foldhash::fast::FixedState;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::sync::mpsc;
 
+use super::capture::Taken;
 use super::control::DnsQuery;
 use crate::host::datagram::Datagram;
 use crate::host::echo::Echo;
@@ -209,8 +210,8 @@ pub struct Sockets {
     pub(super) echo_buf: Vec<u8>,
     pub(super) warned_ping: bool,
     pub(super) warned_sockets: bool,
-    /// Copies of frames for the capture file.
-    pub capture: Option<super::capture::Capture>,
+    /// Who gets copies of frames.
+    pub captures: Taken,
 }
 
 pub(super) fn errno(error: &io::Error) -> i32 {
@@ -253,7 +254,7 @@ impl Sockets {
             echo_buf: Vec::new(),
             warned_ping: false,
             warned_sockets: false,
-            capture: None,
+            captures: Taken::default(),
         };
         for (number, (spec, fd)) in listeners.into_iter().enumerate() {
             sockets.add_listener(number, spec, fd)?;

@@ -63,6 +63,7 @@ impl Served {
                         told.lock().unwrap().retain(|(n, _)| *n != number);
                         done.send(sockets.len() < known).unwrap();
                     }
+                    other => panic!("no forward asks for {other:?}"),
                 }
             }
         });

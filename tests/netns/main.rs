@@ -7,11 +7,12 @@
 
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
 const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping mtr-tiny nginx-light \
-                        procps python3 redis-server redis-tools traceroute udhcpc util-linux wrk";
+                        procps python3 redis-server redis-tools tcpdump traceroute udhcpc util-linux wrk";
 
 #[path = "../spaces/mod.rs"]
 mod spaces;
 
+mod capture;
 mod dhcp;
 mod dns;
 mod icmp;
