@@ -19,6 +19,7 @@ tests! {
     the_exit_descriptor_may_be_the_end_to_write: real ours;
     the_exit_descriptor_may_be_a_file: real ours;
     the_api_socket_goes_with_the_exit_descriptor: real ours;
+    a_successors_api_socket_stays: ours;
     signals_end_it: real ours verb;
     an_ignored_signal_stays_ignored: real ours;
     the_next_helper_may_start_at_once: real ours;
@@ -91,6 +92,23 @@ fn the_api_socket_goes_with_the_exit_descriptor(w: &World, helper: &Helper) {
     drop(write);
     assert_eq!(running.wait(SOON), 0, "{}", running.output());
     assert!(!path.exists(), "the API socket is left behind");
+}
+
+/// slirp4netns removes whatever is there.
+fn a_successors_api_socket_stays(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    for hardening in [&[], HARDENED] {
+        let (read, write) = pipe();
+        let path = w.path("api");
+        let options = [&["-a", path.to_str().unwrap()], hardening].concat();
+        let mut running = start(helper, target.pid, read, &options);
+        fs::remove_file(&path).unwrap();
+        let _successor = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(write);
+        assert_eq!(running.wait(SOON), 0, "{}", running.output());
+        assert!(path.exists(), "the successor's API socket is gone");
+        fs::remove_file(&path).unwrap();
+    }
 }
 
 fn signals_end_it(w: &World, helper: &Helper) {

@@ -16,13 +16,14 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ipnet::Ipv6Net;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::UnlinkatFlags;
 
 use super::banner;
@@ -178,7 +179,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         ));
     }
     let (listener, left_behind) = match api {
-        Some(Api { listener, name, .. }) => (Some(listener), confined.socket_dir.map(|dir| (dir, name))),
+        Some(Api { listener, name, inode, .. }) => (Some(listener), confined.socket_dir.map(|dir| (dir, name, inode))),
         None => (None, None),
     };
 
@@ -198,8 +199,10 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
             let _ = nix::unistd::write(&ready, b"1");
         }
     });
-    if let Some((dir, name)) = left_behind {
-        // Somebody else may have removed it.
+    if let Some((dir, name, inode)) = left_behind
+        // A successor may have put its own there already.
+        && fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| Some(stat.st_ino) == inode)
+    {
         let _ = nix::unistd::unlinkat(&dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
     }
     let code = match end {
@@ -223,6 +226,7 @@ struct Api {
     path: PathBuf,
     /// Its name in the directory.
     name: OsString,
+    inode: Option<u64>,
 }
 
 impl Api {
@@ -230,7 +234,8 @@ impl Api {
         let listener = bind_legacy(path).map_err(|error| late(telemetry::chain(&error)))?;
         let path = PathBuf::from(path);
         let name = path.file_name().unwrap_or_default().to_owned();
-        Ok(Self { listener, path, name })
+        let inode = std::fs::symlink_metadata(&path).ok().map(|meta| meta.ino());
+        Ok(Self { listener, path, name, inode })
     }
 
     /// The directory that it is in; None for one without a file.
