@@ -15,6 +15,7 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::error::{ApiError, Code};
 use crate::network::capture::{CaptureFilter, CaptureOptions, CaptureProtocol, FilterError, MAX_SNAP_LENGTH};
 
 /// Arguments of `start_capture`. All conditions must hold; without any, every frame is kept.
@@ -47,6 +48,12 @@ pub enum ArgumentError {
     /// Bytes of a frame.
     #[error("snap_length {0} is not from 1 to {MAX_SNAP_LENGTH}")]
     SnapLength(u32),
+}
+
+impl From<ArgumentError> for ApiError {
+    fn from(error: ArgumentError) -> Self {
+        Self::new(Code::BadArgument, error.to_string())
+    }
 }
 
 impl TryFrom<StartCapture> for CaptureOptions {

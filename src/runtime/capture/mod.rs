@@ -39,6 +39,7 @@ use smoltcp::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 use super::command::{Command, DataPlane};
+use crate::api::error::{ApiError, Code};
 use crate::api::verbs::capture::{CaptureState, CaptureStatus};
 use crate::link::pcap::{self, Direction};
 use crate::network::capture::{CaptureFilter, CaptureOptions};
@@ -95,6 +96,22 @@ pub enum CaptureError {
     /// Which one?
     #[error("several captures run ({}); name one by its id", .0.iter().map(u32::to_string).collect::<Vec<_>>().join(", "))]
     Several(Vec<u32>),
+}
+
+impl From<CaptureError> for ApiError {
+    fn from(error: CaptureError) -> Self {
+        let code = match &error {
+            CaptureError::TooMany => Code::Limit,
+            CaptureError::NotWritable
+            | CaptureError::TooSmall { .. }
+            | CaptureError::File(_)
+            | CaptureError::Several(_) => Code::BadArgument,
+            CaptureError::Unknown(_) | CaptureError::None => Code::NotFound,
+            CaptureError::Gone(_) => Code::Gone,
+            CaptureError::Thread(_) => Code::Internal,
+        };
+        Self::new(code, crate::telemetry::chain(&error))
+    }
 }
 
 /// How a capture ended.
