@@ -165,7 +165,9 @@ fn ports_come_and_go(w: &World) {
     assert_eq!(control(w, &["add-ports", "0.0.0.0:8085:85/tcp"]).trim(), "1");
     assert_eq!(control(w, &["add-ports", "0.0.0.0:8085:85/udp"]).trim(), "2");
     let list = control(w, &["list-ports", "--json"]);
-    let lines: Vec<serde_json::Value> = list.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let mut lines: Vec<serde_json::Value> = list.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    // RootlessKit keeps them in no order.
+    lines.sort_by_key(|line| line["id"].as_u64());
     assert_eq!(lines.len(), 2, "{list}");
     assert_eq!((&lines[0]["id"], &lines[0]["spec"]["parentPort"]), (&1.into(), &8085.into()), "{list}");
     expect_true(&w.outside, OUTSIDE4.into(), at(HOST4, 8085));
