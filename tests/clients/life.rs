@@ -2,6 +2,7 @@
 //! leaves nothing.
 
 use std::net::{IpAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,6 +22,8 @@ scenarios!(
     conmon_dies,
     helper_dies,
     many_in_a_row,
+    many_at_once,
+    the_same_port_again,
     information,
 );
 
@@ -86,13 +89,16 @@ fn stop_and_start(w: &World) {
 fn restart_policy(w: &World) {
     w.podman_image();
     let accepted = serve(listen(&w.outside, at(OUTSIDE4, 7000)), |stream, _| hold(&stream));
-    let script = format!("nc {OUTSIDE4} 7000 </dev/null && ip addr show tap0 >>/tmp/log; exit 1");
-    let options = ["run", "-d", "--name", "c", "--restart=always", "box", "sh", "-c"];
-    w.podman(&[&options[..], &[&script]].concat()).ok();
-    let rounds = || accepted.load(std::sync::atomic::Ordering::Relaxed);
-    wait_for("five runs of the container", Duration::from_secs(30), || rounds() >= 5);
-    remove_between_runs(w);
-    w.expect_quiet();
+    let script = format!("nc {OUTSIDE4} 7000 </dev/null && ip addr show tap0 || exec sleep 1000000; exit 1");
+    for (policy, runs) in [("--restart=always", 5), ("--restart=on-failure:3", 4)] {
+        let before = accepted.load(Ordering::Relaxed);
+        w.podman(&["run", "-d", "--name", "c", policy, "box", "sh", "-c", &script]).ok();
+        wait_for("all runs of the container", Duration::from_secs(30), || {
+            accepted.load(Ordering::Relaxed) - before >= runs
+        });
+        remove_between_runs(w);
+        w.expect_quiet();
+    }
 }
 
 /// podman gives up if the container ends by itself just when it is to be killed.
@@ -179,6 +185,46 @@ fn many_in_a_row(w: &World) {
         let line = format!("nc {OUTSIDE4} 7000 </dev/null");
         let said = w.podman(&["run", "--rm", "box", "sh", "-c", &line]).ok();
         assert!(said.starts_with(&HOST4.to_string()), "{said}");
+    }
+    w.expect_quiet();
+}
+
+/// Each with a helper of its own, and all of them work.
+fn many_at_once(w: &World) {
+    w.podman_image();
+    tellers_outside(w, 7000);
+    let names: Vec<String> = (0..8).map(|n| format!("c{n}")).collect();
+    std::thread::scope(|scope| {
+        for (n, name) in names.iter().enumerate() {
+            let port = format!("{}:80", 8080 + n);
+            scope.spawn(move || {
+                let options = ["run", "-d", "--name", name, "--network", PORTS[1], "-p", &port, "box"];
+                w.podman(&[&options[..], crate::world::IDLE].concat()).ok();
+            });
+        }
+    });
+    assert_eq!(w.helpers().len(), names.len());
+    for (n, name) in names.iter().enumerate() {
+        let c = w.running(name);
+        ask_tcp(&c.ns, at([0; 4], 0), at(OUTSIDE4, 7000));
+        tellers(&c.ns, OUTSIDE4.into(), 80);
+        let (mine, seen) = ask_tcp(&w.outside, at(OUTSIDE4, 0), at(HOST4, 8080 + n as u16));
+        assert_eq!(seen, mine);
+    }
+    w.podman(&["rm", "-a", "-f", "-t", "1"]).ok();
+    w.expect_quiet();
+}
+
+/// The next container has the port of the last one at once, though connections of that one are hardly over.
+fn the_same_port_again(w: &World) {
+    for n in 0..5 {
+        let name = format!("c{n}");
+        let c = w.container(&name, &PORTS);
+        tellers(&c.ns, OUTSIDE4.into(), 80);
+        // Closed by the server's side first, and one more that is open.
+        expect_true(&w.outside, OUTSIDE4.into(), at(HOST4, 8080));
+        let _open = crate::tools::connect(&w.outside, at(HOST4, 8080)).unwrap();
+        w.podman(&["rm", "-f", "-t", "0", &name]).ok();
     }
     w.expect_quiet();
 }

@@ -35,7 +35,7 @@ const ENTRY: Entry = Entry {
     unshare: "unshare --user --map-root-user --map-auto --net --mount --pid --uts --ipc --cgroup --fork --kill-child \
               --mount-proc -- catatonit --",
     env: &[("HOME", "/mnt/home"), ("XDG_RUNTIME_DIR", RUNTIME_DIR)],
-    seconds: 120,
+    seconds: 240,
 };
 
 /// Runtime directory of the user.
