@@ -8,9 +8,12 @@
 //!   Attach {endpoint}  + [tap, pcap?]  ──►
 //!   Listen {listeners} + [fd; n ≤ 250] ──►   (as often as needed)
 //!   HostDns {...}                      ──►   (again whenever the host's resolv.conf changes)
+//!   Zone {records, more}               ──►   (as often as needed; again whenever the names change)
 //!   Start                              ──►
 //!                                      ◄──  Ready | Failed {desc}
 //! ```
+//!
+//! Version 2 added `Zone`, and zones to `HostDns`; a monitor of version 1 does not send them.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -19,10 +22,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::network::config::{EndpointConfig, Listener};
+use crate::network::config::{DnsZone, EndpointConfig, Listener};
+use crate::network::zone::Record;
 
 /// Version of the protocol; a network process serves monitors of its own or any older version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most descriptors in one message. The kernel allows 253 (SCM_MAX_FD, include/net/scm.h).
 pub const MAX_FDS: usize = 250;
@@ -51,6 +55,16 @@ pub enum ToNetwork {
     HostDns {
         /// Servers in order of preference; empty means that there are none and queries get SERVFAIL.
         servers: Vec<SocketAddr>,
+        /// Domains with servers of their own.
+        #[serde(default)]
+        zones: Vec<DnsZone>,
+    },
+    /// The names that the network answers itself, in place of all that were told before; see [`zone_messages`].
+    Zone {
+        /// A part of them, in order.
+        records: Vec<Record>,
+        /// The next message has the next part; only with the last one they are complete.
+        more: bool,
     },
     /// Everything is told: begin.
     Start,
@@ -89,6 +103,40 @@ pub enum AttachError {
     /// Cut by the kernel or over our bound.
     #[error("attach connection: message larger than {MAX_MESSAGE} bytes or with more than {MAX_FDS} descriptors")]
     TooLarge,
+}
+
+/// Bytes of records in one message, half of what may be in it.
+const ZONE_PART: usize = MAX_MESSAGE / 2;
+
+/// The messages that tell `records`; at least one, since none is told too.
+pub fn zone_messages(records: Vec<Record>) -> Result<Vec<ToNetwork>, AttachError> {
+    let mut messages = Vec::new();
+    let (mut part, mut size) = (Vec::new(), 0);
+    for record in records {
+        let length = serde_json::to_vec(&record)?.len() + 1;
+        if size + length > ZONE_PART && !part.is_empty() {
+            messages.push(ToNetwork::Zone { records: std::mem::take(&mut part), more: true });
+            size = 0;
+        }
+        size += length;
+        part.push(record);
+    }
+    messages.push(ToNetwork::Zone { records: part, more: false });
+    Ok(messages)
+}
+
+/// The parts of a zone that came so far. Bounded: what is beyond `limit` records is not kept but for one, so that the
+/// zone is refused as too large.
+#[derive(Clone, Debug, Default)]
+pub struct ZoneParts(Vec<Record>);
+
+impl ZoneParts {
+    /// Takes a part; returns all with the last.
+    pub fn add(&mut self, records: Vec<Record>, more: bool, limit: usize) -> Option<Vec<Record>> {
+        let room = limit.saturating_add(1).saturating_sub(self.0.len());
+        self.0.extend(records.into_iter().take(room));
+        (!more).then(|| std::mem::take(&mut self.0))
+    }
 }
 
 /// Sends one message with its descriptors (at most [`MAX_FDS`]).
@@ -140,4 +188,53 @@ pub fn recv<T: DeserializeOwned>(conn: impl AsFd) -> Result<(T, Vec<OwnedFd>), A
         return Err(AttachError::Closed);
     }
     Ok((serde_json::from_slice(&text[..bytes])?, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(count: usize, text: usize) -> Vec<Record> {
+        let record = |n| Record::parse(&format!("n{n}.example"), "TXT", &"\\".repeat(text), 60).expect("a record");
+        (0..count).map(record).collect()
+    }
+
+    #[test]
+    fn a_zone_of_any_size_travels() {
+        let (one, other) = std::os::unix::net::UnixDatagram::pair().expect("socketpair");
+        for (count, text) in [(0, 0), (1, 10), (4096, 10), (200, 2048)] {
+            let records = records(count, text);
+            let messages = zone_messages(records.clone()).expect("JSON");
+            let mut parts = ZoneParts::default();
+            for (at, message) in messages.iter().enumerate() {
+                send(&one, message, &[]).expect("fits a message");
+                let (ToNetwork::Zone { records: part, more }, _) = recv::<ToNetwork>(&other).expect("a message") else {
+                    panic!("another message");
+                };
+                assert_eq!(more, at + 1 < messages.len());
+                if let Some(whole) = parts.add(part, more, 4096) {
+                    assert!(!more && whole == records, "{count} records");
+                }
+            }
+            assert!(parts.0.is_empty(), "it begins anew");
+        }
+    }
+
+    #[test]
+    fn a_zone_too_large_is_seen_as_such() {
+        let mut parts = ZoneParts::default();
+        for _ in 0..9 {
+            assert_eq!(parts.add(records(4, 1), true, 10), None);
+        }
+        assert_eq!(parts.0.len(), 11);
+        assert_eq!(parts.add(Vec::new(), false, 10).map(|all| all.len()), Some(11));
+    }
+
+    #[test]
+    fn messages_of_version_1_are_read() {
+        let old = r#"{"HostDns":{"servers":["192.0.2.53:53"]}}"#;
+        let servers = vec!["192.0.2.53:53".parse().expect("address")];
+        let read: ToNetwork = serde_json::from_str(old).expect("a message");
+        assert_eq!(read, ToNetwork::HostDns { servers, zones: Vec::new() });
+    }
 }

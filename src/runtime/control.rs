@@ -17,8 +17,10 @@ use tokio::sync::mpsc;
 
 use super::api::Legacy;
 use super::command::DataPlane;
-use crate::api::attach::{self, AttachError, ToNetwork};
+use crate::api::attach::{self, AttachError, ToNetwork, ZoneParts};
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
+use crate::network::config::DnsZone;
+use crate::network::zone::{self, Record, Zone};
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
 pub const QUEUE: usize = 1024;
@@ -70,12 +72,49 @@ pub struct DnsAnswer {
     pub answer: Vec<u8>,
 }
 
+/// Whom the resolver asks, and which names it knows.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Upstream servers.
+    pub servers: Vec<SocketAddr>,
+    /// Domains with servers of their own.
+    pub zones: Vec<DnsZone>,
+    /// The network's own names.
+    pub zone: Zone,
+    parts: ZoneParts,
+}
+
+impl From<Vec<SocketAddr>> for Names {
+    fn from(servers: Vec<SocketAddr>) -> Self {
+        Self { servers, ..Self::default() }
+    }
+}
+
+impl Names {
+    /// Takes a part of the network's own names; they change with the last. One that makes no sense leaves them as they
+    /// were: the monitor checked it, so it is told in the log alone.
+    pub(super) fn take_part(&mut self, records: Vec<Record>, more: bool) {
+        let limits = zone::Limits::default();
+        match self.parts.add(records, more, limits.records).map(|all| Zone::new(all, &limits)) {
+            None => {}
+            Some(Ok(zone)) => self.zone = zone,
+            Some(Err(error)) => tracing::error!("the monitor told names that are refused: {error}"),
+        }
+    }
+
+    fn tell(&self, resolver: &Resolver) {
+        resolver.set_servers(self.servers.clone());
+        resolver.set_zones(&self.zones);
+        resolver.set_zone(self.zone.clone());
+    }
+}
+
 /// Everything that the thread owns.
 pub struct Control {
     /// Who is listened to.
     pub supervisor: Supervisor,
-    /// Upstream servers told so far.
-    pub dns: Vec<SocketAddr>,
+    /// What was told of names so far.
+    pub dns: Names,
     /// From the data plane.
     pub queries: mpsc::Receiver<DnsQuery>,
     /// To the data plane.
@@ -100,12 +139,12 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, api, plane: _plane } = self;
+        let Self { supervisor, mut dns, mut queries, answers, wake, api, plane: _plane } = self;
         if let Some((listener, handler)) = api {
             tokio::task::spawn_local(super::api::serve(listener, handler));
         }
         let resolver = Arc::new(Resolver::new(Limits::default()));
-        resolver.set_servers(dns);
+        dns.tell(&resolver);
         let (conn, mut look) = match supervisor {
             Supervisor::Monitor(conn) => match crate::sys::fd::watch(conn) {
                 Ok(conn) => (Some(conn), None),
@@ -119,10 +158,19 @@ impl Control {
         loop {
             tokio::select! {
                 told = listen(conn.as_ref()) => match told {
-                    Some(servers) => {
-                        tracing::info!(?servers, "name servers changed");
-                        resolver.set_servers(servers);
+                    Some(ToNetwork::HostDns { servers, zones }) => {
+                        tracing::info!(?servers, ?zones, "name servers changed");
+                        (dns.servers, dns.zones) = (servers, zones);
+                        dns.tell(&resolver);
                     }
+                    Some(ToNetwork::Zone { records, more }) => {
+                        dns.take_part(records, more);
+                        if !more {
+                            tracing::debug!(records = dns.zone.records().len(), "the network's names changed");
+                            dns.tell(&resolver);
+                        }
+                    }
+                    Some(message) => tracing::warn!(?message, "message out of order from the monitor"),
                     None => return,
                 },
                 query = queries.recv() => {
@@ -158,13 +206,12 @@ impl Control {
 }
 
 /// What the monitor tells next; None when it is gone. Without a monitor, never anything.
-async fn listen(conn: Option<&AsyncFd<OwnedFd>>) -> Option<Vec<SocketAddr>> {
+async fn listen(conn: Option<&AsyncFd<OwnedFd>>) -> Option<ToNetwork> {
     let Some(conn) = conn else { return std::future::pending().await };
     loop {
         let mut ready = conn.readable().await.ok()?;
         match attach::recv::<ToNetwork>(conn.get_ref().as_fd()) {
-            Ok((ToNetwork::HostDns { servers }, _)) => return Some(servers),
-            Ok((message, _)) => tracing::warn!(?message, "message out of order from the monitor"),
+            Ok((message, _)) => return Some(message),
             Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
             Err(AttachError::Closed) => return None,
             Err(error) => {
@@ -190,3 +237,6 @@ impl Look {
         (self.host_dns)()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,8 +39,8 @@ pub struct Attached {
     pub pcap: Option<OwnedFd>,
     /// Published ports with their sockets.
     pub listeners: Vec<(Listener, OwnedFd)>,
-    /// Upstream name servers.
-    pub dns: Vec<std::net::SocketAddr>,
+    /// Whom to ask for names, and which are answered here.
+    pub dns: control::Names,
     /// The listening API socket, where the process serves one itself.
     pub api: Option<std::os::unix::net::UnixListener>,
     /// Whose other side, when it closes, ends the process.
@@ -165,7 +165,7 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                     tap,
                     pcap,
                     listeners: Vec::new(),
-                    dns: Vec::new(),
+                    dns: control::Names::default(),
                     api: None,
                     exit: None,
                 });
@@ -176,7 +176,10 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                 }
                 attached.listeners.extend(listeners.into_iter().zip(fds));
             }
-            (ToNetwork::HostDns { servers }, Some(attached)) => attached.dns = servers,
+            (ToNetwork::HostDns { servers, zones }, Some(attached)) => {
+                (attached.dns.servers, attached.dns.zones) = (servers, zones);
+            }
+            (ToNetwork::Zone { records, more }, Some(attached)) => attached.dns.take_part(records, more),
             (ToNetwork::Start, Some(_)) => {
                 return attached.ok_or(RuntimeError::Protocol("started without an endpoint"));
             }

@@ -564,7 +564,7 @@ impl Monitor {
             let fds: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
             send(&ToNetwork::Listen { listeners }, &fds)?;
         }
-        send(&ToNetwork::HostDns { servers: self.servers.clone() }, &[])?;
+        send(&ToNetwork::HostDns { servers: self.servers.clone(), zones: Vec::new() }, &[])?;
         send(&ToNetwork::Start, &[])?;
         Ok(())
     }
@@ -626,7 +626,7 @@ impl Monitor {
             tracing::info!(?servers, "the host's name servers changed");
             self.servers = servers;
             if self.tap.is_some() {
-                let message = ToNetwork::HostDns { servers: self.servers.clone() };
+                let message = ToNetwork::HostDns { servers: self.servers.clone(), zones: Vec::new() };
                 attach::send(&self.network.conn, &message, &[]).or_else(ignore_closed)?;
             }
         }

@@ -4,3 +4,4 @@
 //! results may gain fields. Turning them into acts is the business of whoever answers.
 
 pub mod capture;
+pub mod dns;

@@ -188,7 +188,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         tap,
         pcap: None,
         listeners: vec![],
-        dns,
+        dns: dns.into(),
         api: listener,
         exit,
     };
