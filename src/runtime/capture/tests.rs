@@ -291,7 +291,7 @@ impl Bench {
             tap: tap.into(),
             pcap,
             listeners: Vec::new(),
-            dns: Vec::new(),
+            dns: crate::runtime::control::Names::default(),
             api: None,
             exit: Some(exit.into()),
         };
