@@ -187,9 +187,7 @@ fn uid_map(w: &World) {
 
 /// Set for all containers in containers.conf; the command line has the last word.
 fn options_of_the_file(w: &World) {
-    let conf = "[engine]\nnetwork_cmd_path = \"/usr/local/bin/slirp4netns\"\n\
-                network_cmd_options = [\"mtu=9000\", \"cidr=192.168.0.0/24\", \"enable_ipv6=false\"]\n";
-    std::fs::write(w.path(".config/containers/containers.conf"), conf).unwrap();
+    w.configure("network_cmd_options = [\"mtu=9000\", \"cidr=192.168.0.0/24\", \"enable_ipv6=false\"]");
     let c = w.container("c", &["--network", "slirp4netns:enable_ipv6=true,port_handler=slirp4netns", "-p", "8080:80"]);
     let tap = c.sh("ip addr show dev tap0");
     assert!(tap.contains("mtu 9000") && tap.contains("inet 192.168.0.100/24"), "{tap}");
@@ -201,8 +199,7 @@ fn options_of_the_file(w: &World) {
 
 /// podman asks for no sandbox where pivot_root does not work.
 fn without_sandbox(w: &World) {
-    let conf = "[engine]\nnetwork_cmd_path = \"/usr/local/bin/slirp4netns\"\nno_pivot_root = true\n";
-    std::fs::write(w.path(".config/containers/containers.conf"), conf).unwrap();
+    w.configure("no_pivot_root = true");
     let c = w.container("c", &[""; 0]);
     let arguments = std::fs::read(format!("/proc/{}/cmdline", w.helpers()[0])).unwrap();
     assert!(!String::from_utf8_lossy(&arguments).contains("sandbox"));

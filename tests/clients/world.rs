@@ -128,7 +128,6 @@ impl World {
                 std::os::unix::fs::symlink("tapway", INSTALLED).expect("cannot install the helper");
             }
         }
-        fs::write("/mnt/home/.config/containers/containers.conf", CONTAINERS_CONF).expect("cannot write a file");
         let outside = Ns::new();
         host.sh(&format!(
             "ip link add ext0 type veth peer name ext0 netns {}
@@ -158,6 +157,7 @@ impl World {
             &addresses,
         ]);
         let world = World { helper, host, outside, _resolver: resolver.spawn() };
+        world.configure("");
         world.host.await_listener(53);
         // The first packet after link-up may be lost to neighbour discovery; no test should see that.
         wait_for("the stage's own ping", Duration::from_secs(20), || {
@@ -175,6 +175,12 @@ impl World {
     /// A file of this test's own; the user can write beside it.
     pub fn path(&self, name: &str) -> PathBuf {
         Path::new(SCRATCH).join("home").join(name)
+    }
+
+    /// Writes the user's containers.conf: that of `contrib/containers`, and this in its `[engine]`.
+    pub fn configure(&self, engine: &str) {
+        let text = CONTAINERS_CONF.replace("[engine]\n", &format!("[engine]\n{engine}\n"));
+        fs::write(self.path(".config/containers/containers.conf"), text).expect("cannot write a file");
     }
 
     /// A program that the user starts.
