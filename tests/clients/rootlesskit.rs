@@ -29,6 +29,7 @@ scenarios!(
     ipv6,
     sandbox_and_seccomp,
     host_loopback,
+    a_namespace_apart,
     ends,
 );
 
@@ -241,6 +242,24 @@ fn host_loopback(w: &World) {
     let closed = Kit::new(w, &["--disable-host-loopback"]);
     let error = connect(&closed.ns, at(GATEWAY4, 7001)).expect_err("the host's loopback is open");
     assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable, "{error}");
+}
+
+/// From 2.0 on the command can stay in the host's network, and the helper is told its namespace by two paths.
+fn a_namespace_apart(w: &World) {
+    let version = w.user(&["rootlesskit", "--version"]).ok();
+    if version.contains(" 1.") {
+        let refused = w.user(&["rootlesskit", "--detach-netns", "true"]).end();
+        assert!(refused.code != 0 && refused.stderr.contains("detach-netns"), "{}", refused.stderr);
+        return;
+    }
+    let options = ["--detach-netns", "--disable-host-loopback", "--slirp4netns-seccomp=auto"];
+    let kit = Kit::new(w, &[&options[..], &["--port-driver=slirp4netns", PUBLISHED[0]]].concat());
+    let ns = fs::File::open(format!("/proc/{}/root/{}/netns", kit.child, w.path("kit").display())).unwrap();
+    let kit = Kit { ns: ns.into(), ..kit };
+    works(w, &kit);
+    tellers(&kit.ns, OUTSIDE4.into(), 80);
+    assert_eq!(ask_tcp(&w.outside, at(OUTSIDE4, 0), at(HOST4, 8080)).1.ip(), IpAddr::V4(OUTSIDE4));
+    end(w, kit);
 }
 
 /// Ends the command; RootlessKit and the helper must follow at once.
