@@ -32,6 +32,9 @@ tests! {
     dns_over_ipv6: real ours;
     dns_through_a_link_that_leaves_the_sandbox: ours;
     the_outbound_address_is_for_everything: ours;
+    a_link_that_goes_down_and_up: real ours;
+    a_stopped_helper_goes_on_where_it_was: real ours;
+    a_thousand_connections_at_once: ours;
 }
 
 const BULK: usize = 20 << 20;
@@ -311,4 +314,62 @@ fn the_outbound_address_is_for_everything(w: &World, helper: &Helper) {
     let text = "outbound-addr has to be valid ipv4 address or i";
     helper.with(&["-c", "--outbound-addr6=nowhere0", &pid, "tap0"]).fails(text);
     helper.with(&["-c", "--outbound-addr=nowhere0", &pid, "tap0"]).fails(text);
+}
+
+fn a_link_that_goes_down_and_up(w: &World, helper: &Helper) {
+    let guest = helper.guest(w, &["-6"]);
+    guest.addr6();
+    for _ in 0..3 {
+        guest.sh("ip link set tap0 down; ip link set tap0 up; ip route replace default via 10.0.2.2");
+    }
+    tell_tcp(&w.internet, at(INET4, 7000));
+    assert_eq!(ask_tcp(guest.ns(), at([0; 4], 0), at(INET4, 7000)).1.ip(), HOST4);
+    // Its addresses went with the link; the router is asked again.
+    guest.addr6();
+    tell_tcp(&w.internet, at(INET6, 7000));
+    assert_eq!(ask_tcp(guest.ns(), at([0u16; 8], 0), at(INET6, 7000)).1.ip(), HOST6);
+}
+
+fn a_stopped_helper_goes_on_where_it_was(w: &World, helper: &Helper) {
+    let guest = helper.guest(w, &[]);
+    serve(listen(&w.internet, at(INET4, 7000)), |stream, _| {
+        assert_eq!(expect_pattern(&stream, 1), BULK);
+        send_pattern(&stream, 2, BULK).unwrap();
+    });
+    let stream = connect(guest.ns(), at(INET4, 7000)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..3 {
+                guest.helper.signal(nix::sys::signal::Signal::SIGSTOP);
+                std::thread::sleep(Duration::from_millis(300));
+                guest.helper.signal(nix::sys::signal::Signal::SIGCONT);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        send_pattern(&stream, 1, BULK).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(expect_pattern(&stream, 2), BULK);
+    });
+}
+
+/// Upstream is bound by the soft limit of 1024 descriptors that it inherits.
+fn a_thousand_connections_at_once(w: &World, helper: &Helper) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // What it inherits, and what this process needs itself.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 1024, most).unwrap();
+    let guest = helper.guest(w, HARDENED);
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let server = at(INET4, 7000);
+    crate::tools::echo_tcp(&w.internet, server);
+    let mut streams: Vec<_> =
+        (0..1200).map(|n| connect(guest.ns(), server).unwrap_or_else(|e| panic!("connection {n}: {e}"))).collect();
+    for (n, stream) in streams.iter_mut().enumerate() {
+        std::io::Write::write_all(stream, &n.to_le_bytes()).unwrap();
+    }
+    for (n, stream) in streams.iter_mut().enumerate() {
+        let mut back = [0; 8];
+        stream.read_exact(&mut back).unwrap_or_else(|e| panic!("connection {n}: {e}"));
+        assert_eq!(usize::from_le_bytes(back), n);
+    }
 }

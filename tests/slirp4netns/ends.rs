@@ -18,7 +18,9 @@ tests! {
     the_exit_descriptor_may_be_a_socket: real ours;
     the_exit_descriptor_may_be_the_end_to_write: real ours;
     the_exit_descriptor_may_be_a_file: real ours;
+    the_exit_descriptor_may_be_standard_input: real ours;
     the_api_socket_goes_with_the_exit_descriptor: real ours;
+    a_sandboxed_api_socket_goes_too: ours;
     a_successors_api_socket_stays: ours;
     signals_end_it: real ours verb;
     an_ignored_signal_stays_ignored: real ours;
@@ -109,6 +111,28 @@ fn a_successors_api_socket_stays(w: &World, helper: &Helper) {
         assert!(path.exists(), "the successor's API socket is gone");
         fs::remove_file(&path).unwrap();
     }
+}
+
+/// Upstream cannot reach it any more.
+fn a_sandboxed_api_socket_goes_too(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    let (read, write) = pipe();
+    let path = w.path("api");
+    let options = ["-a", path.to_str().unwrap(), "--enable-sandbox", "--enable-seccomp"];
+    let mut running = start(helper, target.pid, read, &options);
+    assert!(path.exists());
+    drop(write);
+    assert_eq!(running.wait(SOON), 0, "{}", running.output());
+    assert!(!path.exists(), "the API socket is left behind");
+}
+
+fn the_exit_descriptor_may_be_standard_input(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    let (read, write) = pipe();
+    let mut running = helper.with(&["-c", "-e", "0", &target.pid.to_string(), "tap0"]).fd(read, 0).ready();
+    running.stays(Duration::from_millis(200));
+    drop(write);
+    assert_eq!(running.wait(SOON), 0, "{}", running.output());
 }
 
 fn signals_end_it(w: &World, helper: &Helper) {

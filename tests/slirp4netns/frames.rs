@@ -32,6 +32,7 @@ use crate::world::{GATEWAY4, INET4, World};
 tests! {
     a_bess_peer_is_served: real ours verb;
     bess_waits_for_its_peer: real ours;
+    a_bess_peer_of_a_sandboxed_helper: ours;
     a_bess_peer_leaves: ours;
     a_bess_path_that_is_too_long: real ours;
     a_bess_peer_gets_forwarded_connections: real ours;
@@ -309,6 +310,13 @@ fn a_bess_peer_is_served(w: &World, helper: &Helper) {
         let (_running, peer) = bess(helper.with(hardening), &path);
         peer.is_served();
     }
+}
+
+/// Upstream has no user namespace to make its sandbox in.
+fn a_bess_peer_of_a_sandboxed_helper(w: &World, helper: &Helper) {
+    servers(w);
+    let (_running, peer) = bess(helper.with(crate::helper::HARDENED), &w.path("bess"));
+    peer.is_served();
 }
 
 fn bess_waits_for_its_peer(w: &World, helper: &Helper) {

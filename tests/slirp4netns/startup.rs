@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::helper::{HARDENED, Helper, Target, ask, pipe, read_all};
-use crate::world::World;
+use crate::tools::at;
+use crate::world::{INET4, World};
 
 tests! {
     everything_is_there_at_the_ready_byte: real ours verb;
@@ -25,6 +26,8 @@ tests! {
     configuration_that_the_kernel_refuses: real ours;
     api_sockets_that_cannot_be: real ours;
     whatever_is_at_the_api_path_is_replaced: real ours;
+    relative_paths: real ours;
+    the_smallest_and_the_largest_mtu: real ours;
     the_banner_tells_the_addresses: real ours;
 }
 
@@ -243,6 +246,32 @@ fn whatever_is_at_the_api_path_is_replaced(w: &World, helper: &Helper) {
     let _other = UnixListener::bind(&path).unwrap();
     let _running = start();
     assert!(ask(&path, r#"{"execute":"list_hostfwd"}"#)["entries"].is_array());
+}
+
+/// From the directory in which the caller stands.
+fn relative_paths(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    let pid = target.pid;
+    let (read, write) = pipe();
+    let there = ["sh", "-c", "cd /mnt/home && exec \"$@\"", "sh"];
+    let (user, net) = (format!("--userns-path=../../proc/{pid}/ns/user"), format!("../../proc/{pid}/ns/net"));
+    let args = ["-c", "-e", "5", "-a", "api.sock", &user, "--netns-type=path", &net, "tap0"];
+    let mut running = helper.with(&args).through(&there).fd(read, 5).ready();
+    let api = w.path("home/api.sock");
+    assert!(ask(&api, r#"{"execute":"list_hostfwd"}"#)["entries"].is_array());
+    target.sh("ping -c1 -W5 10.0.2.2");
+    drop(write);
+    assert_eq!(running.wait(Duration::from_secs(5)), 0);
+    assert!(!api.exists());
+}
+
+fn the_smallest_and_the_largest_mtu(w: &World, helper: &Helper) {
+    for (port, mtu) in [(7000, "68"), (7001, "65521"), (7002, "576"), (7003, "1280")] {
+        let guest = helper.guest(w, &["--mtu", mtu]);
+        assert!(guest.sh("ip link show tap0").contains(&format!(" mtu {mtu} ")));
+        let length = if mtu == "68" { 100_000 } else { 2 << 20 };
+        crate::data::bulk(guest.ns(), &w.internet, at(INET4, port), at(INET4, port), length);
+    }
 }
 
 fn the_banner_tells_the_addresses(w: &World, helper: &Helper) {
