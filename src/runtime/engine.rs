@@ -527,7 +527,7 @@ impl Engine {
             let Some(port) = self.sockets.listeners.get(&number) else { return };
             let guest = GuestPort { addr: spec.guest_addr, port: spec.guest_port };
             match stream::accept(port.fd.as_fd()) {
-                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, guest, canonical(client)) {
+                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, (number, guest), canonical(client)) {
                     Ok(flow) => self.add_socket(flow, fd, false),
                     // Dropped here, the socket resets the client (SO_LINGER).
                     Err(reason) => self.stack.count_drop(reason),
@@ -638,10 +638,8 @@ impl Engine {
                 self.listener_ready(number, EpollFlags::EPOLLIN, now);
                 self.sockets.flush();
                 let port = self.sockets.listeners.remove(&number);
-                if port.as_ref().is_some_and(|port| port.spec.proto == Proto::Udp) {
-                    self.stack.handle_listener_gone(number);
-                }
                 let known = port.is_some();
+                self.stack.handle_listener_gone(number);
                 drop(port);
                 let _ = done.send(known);
             }

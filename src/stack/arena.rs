@@ -19,11 +19,12 @@ pub struct Id {
 pub struct Arena<T> {
     slab: Slab<(u32, T)>,
     next_generation: u32,
+    slots: u32,
 }
 
 impl<T> Default for Arena<T> {
     fn default() -> Self {
-        Self { slab: Slab::new(), next_generation: 1 }
+        Self { slab: Slab::new(), next_generation: 1, slots: 0 }
     }
 }
 
@@ -44,6 +45,7 @@ impl<T> Arena<T> {
         // 24 bits travel in an epoll event beside a tag; zero never names anything.
         self.next_generation = if generation == 0x00ff_ffff { 1 } else { generation + 1 };
         let index = self.slab.insert((generation, value)) as u32;
+        self.slots = self.slots.max(index + 1);
         Id { index, generation }
     }
 
@@ -64,6 +66,17 @@ impl<T> Arena<T> {
     pub fn remove(&mut self, id: Id) -> Option<T> {
         self.get(id)?;
         Some(self.slab.remove(id.index as usize).1)
+    }
+
+    /// Slots that were ever used.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// The occupant of a slot.
+    pub fn at(&self, slot: u32) -> Option<(Id, &T)> {
+        let (generation, value) = self.slab.get(slot as usize)?;
+        Some((Id { index: slot, generation: *generation }, value))
     }
 
     /// All entries, by slot.

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use smoltcp::time::Instant;
 
 use super::compose::{DEFAULT_TTL, EchoReply, IPV4_HDR_LEN, UDP_HDR_LEN, proto};
+use super::ledger::{Traffic, datagrams};
 use super::policy::Decision;
 use super::reassembly::Outcome;
 use super::tcp::{OpenVerdict, TcpTarget};
@@ -408,6 +409,7 @@ impl Stack {
             return Err(DropReason::Malformed);
         }
         if decision == Decision::Dns && peer.port() == DNS_PORT {
+            self.dns_queries += 1;
             out.dns_query(guest, peer, payload);
             return Ok(());
         }
@@ -423,7 +425,8 @@ impl Stack {
             return Err(DropReason::HopLimit);
         }
         let target = target.map(|addr| SocketAddr::new(addr, peer.port()));
-        if let Some((via, target)) = self.udp.route_from_guest(now, guest, peer, target, alias) {
+        let size = Traffic::from_guest(datagrams(payload.len(), packet.segment), payload.len());
+        if let Some((via, target)) = self.udp.route_from_guest(now, (guest, peer), target, alias, &size) {
             out.udp_to_host(&UdpToHost {
                 via,
                 guest,
@@ -482,7 +485,7 @@ impl Stack {
                 Err(DropReason::HopLimit)
             }
             Decision::Outside(target) => {
-                let id = self.ping.route_from_guest(now, packet.src, ident);
+                let id = self.ping.route_from_guest(now, (packet.src, ident), target, payload.len());
                 let ttl = packet.ttl - 1;
                 let dont_fragment = self.passes_dont_fragment(packet);
                 out.ping_to_host(&PingToHost { id, target, seq, payload, ttl, dont_fragment });

@@ -20,6 +20,7 @@
 //! no allocation, clock call or scan over flows.
 
 pub mod arena;
+pub mod census;
 pub mod compose;
 pub mod deadline;
 pub mod dhcp;
@@ -27,6 +28,7 @@ pub mod dhcp6;
 pub mod flow;
 pub mod guests;
 mod ingress;
+pub mod ledger;
 pub mod neighbour;
 pub mod ping;
 pub mod policy;
@@ -47,6 +49,7 @@ use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_hea
 use dhcp::DhcpServer;
 use flow::GuestPort;
 use guests::GuestLimits;
+use ledger::{Traffic, datagrams};
 use neighbour::Neighbour;
 use ping::Ping;
 use policy::Policy;
@@ -159,6 +162,7 @@ pub struct Stack {
     udp: Udp,
     ping: Ping,
     frames_from_guest: u64,
+    dns_queries: u64,
 }
 
 impl Stack {
@@ -179,6 +183,7 @@ impl Stack {
             udp: Udp::new(limits.udp, seed.rotate_left(7)),
             ping: Ping::new(limits.ping_sessions, seed.rotate_left(23)),
             frames_from_guest: 0,
+            dns_queries: 0,
             composer,
             config,
         }
@@ -307,10 +312,15 @@ impl Stack {
         self.tcp.handle_connect_failed(flow, failure, from, now, &mut self.composer, out);
     }
 
-    /// A port published to `to` accepted `client`.
-    pub fn handle_tcp_accepted(&mut self, now: Instant, to: GuestPort, client: SocketAddr) -> Result<Id, DropReason> {
+    /// Published port number `listener`, which leads to `to`, accepted `client`.
+    pub fn handle_tcp_accepted(
+        &mut self,
+        now: Instant,
+        (listener, to): (usize, GuestPort),
+        client: SocketAddr,
+    ) -> Result<Id, DropReason> {
         let (shown, stand_in) = self.published(to, client);
-        self.tcp.handle_accepted(now, client, shown, stand_in)
+        self.tcp.handle_accepted(now, (listener, client), shown, stand_in)
     }
 
     /// How the guest sees a published port's client: its own end if the client can be shown, and the stand-in.
@@ -333,6 +343,7 @@ impl Stack {
     /// are. TCP flows go on. Looks at every pair (a bounded table), as nothing else does.
     pub fn handle_listener_gone(&mut self, listener: usize) {
         self.udp.forget_listener(listener);
+        self.tcp.ledger.forget_port(listener);
     }
 
     /// See [`Tcp::handle_host_shut`].
@@ -378,7 +389,8 @@ impl Stack {
     ) {
         let alias = self.alias_of(source.ip());
         let shown = self.policy.shown_sender(source).ok_or(DropReason::NoMapping);
-        match shown.and_then(|source| self.udp.route_from_host(now, id, source, alias)) {
+        let size = Traffic::to_guest(datagrams(payload.len(), segment), payload.len());
+        match shown.and_then(|source| self.udp.route_from_host(now, id, source, alias, &size)) {
             Ok((guest, shown)) => self.composer.send_udp(shown, guest, payload, segment, DEFAULT_TTL, out),
             Err(reason) => self.composer.drops.count(reason),
         }
@@ -395,7 +407,8 @@ impl Stack {
         out: &mut impl Output,
     ) {
         let (shown, stand_in) = self.published(to, client);
-        match self.udp.route_published(now, (listener, client, local), shown, stand_in) {
+        let size = Traffic::to_guest(datagrams(payload.len(), segment), payload.len());
+        match self.udp.route_published(now, (listener, client, local), shown, stand_in, &size) {
             Ok(key) => self.composer.send_udp(key.peer(), key.guest(), payload, segment, DEFAULT_TTL, out),
             Err(reason) => self.composer.drops.count(reason),
         }
@@ -446,7 +459,7 @@ impl Stack {
         payload: &[u8],
         out: &mut impl Output,
     ) {
-        match self.ping.guest(id) {
+        match self.ping.route_from_host(id, payload.len()) {
             Some((guest, ident)) => {
                 // One hop more: this one.
                 let ttl = ttl.saturating_sub(1).max(1);

@@ -7,13 +7,15 @@
 //! way.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use foldhash::fast::FixedState;
 use smoltcp::time::{Duration, Instant};
 
 use crate::stack::arena::{Arena, Id};
+use crate::stack::census::{FlowId, FlowRecord, FlowState, Kind};
 use crate::stack::deadline::Deadlines;
+use crate::stack::ledger::{Ledger, Traffic};
 
 /// nf_conntrack_icmp_timeout (Documentation/networking/nf_conntrack-sysctl.rst).
 pub const IDLE: Duration = Duration::from_secs(30);
@@ -22,8 +24,34 @@ pub const IDLE: Duration = Duration::from_secs(30);
 struct Session {
     guest: IpAddr,
     ident: u16,
+    /// The last that was pinged.
+    target: IpAddr,
+    opened: Instant,
     last: Instant,
+    traffic: Traffic,
     armed: Option<Instant>,
+}
+
+impl Session {
+    fn record(&self, id: Id, closed: bool) -> FlowRecord {
+        let state = match self.traffic.to_guest_packets {
+            _ if closed => FlowState::Closed,
+            0 => FlowState::Unanswered,
+            _ => FlowState::Open,
+        };
+        let peer = SocketAddr::new(self.target, 0);
+        FlowRecord {
+            id: FlowId { kind: Kind::Echo, id },
+            guest: SocketAddr::new(self.guest, self.ident),
+            peer,
+            target: Some(peer),
+            listener: None,
+            state,
+            traffic: self.traffic,
+            opened: self.opened,
+            last: self.last,
+        }
+    }
 }
 
 /// Every echo session of one endpoint.
@@ -35,6 +63,8 @@ pub struct Ping {
     max_sessions: usize,
     /// Sessions that gave way to newer ones.
     pub evicted: u64,
+    /// The account.
+    pub(in crate::stack) ledger: Ledger,
 }
 
 impl Ping {
@@ -47,6 +77,7 @@ impl Ping {
             closed: Vec::new(),
             max_sessions,
             evicted: 0,
+            ledger: Ledger::default(),
         }
     }
 
@@ -88,19 +119,39 @@ impl Ping {
             self.deadlines.arm(id, expires, &mut session.armed);
             return false;
         }
-        let key = (session.guest, session.ident);
-        self.sessions.remove(id);
-        self.by_guest.remove(&key);
+        self.end(id)
+    }
+
+    /// Ends a session; false if there is none.
+    pub fn end(&mut self, id: Id) -> bool {
+        let Some(session) = self.sessions.remove(id) else { return false };
+        self.by_guest.remove(&(session.guest, session.ident));
         self.closed.push(id);
+        self.ledger.closed(|| session.record(id, true));
         true
     }
 
-    /// The session of an echo request.
-    pub fn route_from_guest(&mut self, now: Instant, guest: IpAddr, ident: u16) -> Id {
+    /// Slots of sessions that were ever used.
+    pub fn slots(&self) -> u32 {
+        self.sessions.slots()
+    }
+
+    /// The session in a slot.
+    pub fn record_at(&self, slot: u32) -> Option<FlowRecord> {
+        self.sessions.at(slot).map(|(id, session)| session.record(id, false))
+    }
+
+    /// The session of an echo request to `target` with `len` bytes of data.
+    pub fn route_from_guest(&mut self, now: Instant, guest: (IpAddr, u16), target: IpAddr, len: usize) -> Id {
+        let request = Traffic::from_guest(1, len);
+        self.ledger.add(None, &request);
+        let (guest, ident) = guest;
         if let Some(&id) = self.by_guest.get(&(guest, ident))
             && let Some(session) = self.sessions.get_mut(id)
         {
             session.last = now;
+            session.target = target;
+            session.traffic.add(&request);
             return id;
         }
         while self.sessions.len() >= self.max_sessions {
@@ -109,12 +160,23 @@ impl Ping {
                 self.evicted += 1;
             }
         }
-        let id = self.sessions.insert(Session { guest, ident, last: now, armed: None });
+        let session = Session { guest, ident, target, opened: now, last: now, traffic: request, armed: None };
+        let id = self.sessions.insert(session);
         self.by_guest.insert((guest, ident), id);
         if let Some(session) = self.sessions.get_mut(id) {
             self.deadlines.arm(id, now + IDLE, &mut session.armed);
+            self.ledger.opened(|| session.record(id, false));
         }
         id
+    }
+
+    /// A reply with `len` bytes of data came: the guest and the identifier that it is for. Keeps nothing alive.
+    pub fn route_from_host(&mut self, id: Id, len: usize) -> Option<(IpAddr, u16)> {
+        let reply = Traffic::to_guest(1, len);
+        let session = self.sessions.get_mut(id)?;
+        session.traffic.add(&reply);
+        self.ledger.add(None, &reply);
+        Some((session.guest, session.ident))
     }
 
     /// The guest and the identifier of a session.
@@ -131,11 +193,12 @@ mod tests {
     fn sessions_end_when_idle_or_when_too_many() {
         let mut ping = Ping::new(2, 1);
         let guest = IpAddr::from([10, 0, 2, 100]);
+        let far = IpAddr::from([192, 0, 2, 1]);
         let at = Instant::from_secs;
-        let a = ping.route_from_guest(at(0), guest, 1);
-        let b = ping.route_from_guest(at(1), guest, 2);
-        assert_eq!(ping.route_from_guest(at(2), guest, 1), a);
-        let c = ping.route_from_guest(at(3), guest, 3);
+        let a = ping.route_from_guest(at(0), (guest, 1), far, 8);
+        let b = ping.route_from_guest(at(1), (guest, 2), far, 8);
+        assert_eq!(ping.route_from_guest(at(2), (guest, 1), far, 8), a);
+        let c = ping.route_from_guest(at(3), (guest, 3), far, 8);
         assert_eq!((ping.len(), ping.evicted), (2, 1));
         assert_eq!(ping.poll_closed(), Some(b));
         assert_eq!(ping.guest(b), None);

@@ -20,8 +20,10 @@ use foldhash::fast::FixedState;
 use smoltcp::time::{Duration, Instant};
 
 use crate::stack::arena::{Arena, Id};
+use crate::stack::census::{FlowId, FlowRecord, FlowState, Kind};
 use crate::stack::deadline::Deadlines;
 use crate::stack::flow::{FlowKey, StandIns};
+use crate::stack::ledger::{Ledger, Traffic};
 use crate::stack::verdict::DropReason;
 
 /// RFC 4787, REQ-5: not below two minutes.
@@ -61,10 +63,32 @@ struct Mapping {
     answered: bool,
     since: Instant,
     last: Instant,
+    traffic: Traffic,
+    /// Whom the guest sent to last, as it named them and as we did.
+    peer: (SocketAddr, SocketAddr),
     armed: Option<Instant>,
 }
 
 impl Mapping {
+    fn record(&self, id: Id, closed: bool) -> FlowRecord {
+        let state = match self.answered {
+            _ if closed => FlowState::Closed,
+            true => FlowState::Open,
+            false => FlowState::Unanswered,
+        };
+        FlowRecord {
+            id: FlowId { kind: Kind::Udp, id },
+            guest: self.guest,
+            peer: self.peer.0,
+            target: Some(self.peer.1),
+            listener: None,
+            state,
+            traffic: self.traffic,
+            opened: self.since,
+            last: self.last,
+        }
+    }
+
     fn expires(&self) -> Instant {
         self.last
             + if self.only_dns {
@@ -85,7 +109,31 @@ struct Pair {
     local: IpAddr,
     since: Instant,
     last: Instant,
+    traffic: Traffic,
+    /// The port's account.
+    port: Id,
     armed: Option<Instant>,
+}
+
+impl Pair {
+    fn record(&self, id: Id, closed: bool) -> FlowRecord {
+        let state = match self.traffic.from_guest_packets {
+            _ if closed => FlowState::Closed,
+            0 => FlowState::Unanswered,
+            _ => FlowState::Open,
+        };
+        FlowRecord {
+            id: FlowId { kind: Kind::UdpPublished, id },
+            guest: self.key.guest(),
+            peer: self.key.peer(),
+            target: Some(self.client),
+            listener: Some(self.listener),
+            state,
+            traffic: self.traffic,
+            opened: self.since,
+            last: self.last,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +172,8 @@ pub struct Udp {
     stand_ins: StandIns,
     /// Mappings and pairs that gave way to newer ones.
     pub evicted: u64,
+    /// The account.
+    pub(in crate::stack) ledger: Ledger,
 }
 
 impl Udp {
@@ -141,6 +191,7 @@ impl Udp {
             limits,
             stand_ins: StandIns::new(seed),
             evicted: 0,
+            ledger: Ledger::default(),
         }
     }
 
@@ -181,11 +232,7 @@ impl Udp {
                     self.deadlines.arm(owner, expires, &mut mapping.armed);
                     return false;
                 }
-                let guest = mapping.guest;
-                self.mappings.remove(id);
-                self.by_guest.remove(&guest);
-                self.closed.push(id);
-                true
+                self.end_mapping(id)
             }
             Owner::Pair(id) => {
                 let Some(pair) = self.pairs.get_mut(id) else { return false };
@@ -198,25 +245,56 @@ impl Udp {
                     self.deadlines.arm(owner, expires, &mut pair.armed);
                     return false;
                 }
-                let (key, client) = (pair.key, (pair.listener, pair.client, pair.local));
-                self.pairs.remove(id);
-                self.by_key.remove(&key);
-                self.by_client.remove(&client);
-                true
+                self.end_pair(id)
             }
         }
     }
 
+    /// Ends a mapping; false if there is none.
+    pub fn end_mapping(&mut self, id: Id) -> bool {
+        let Some(mapping) = self.mappings.remove(id) else { return false };
+        self.by_guest.remove(&mapping.guest);
+        self.closed.push(id);
+        self.ledger.closed(|| mapping.record(id, true));
+        true
+    }
+
+    /// Ends a pair; false if there is none.
+    pub fn end_pair(&mut self, id: Id) -> bool {
+        let Some(pair) = self.pairs.remove(id) else { return false };
+        self.by_key.remove(&pair.key);
+        self.by_client.remove(&(pair.listener, pair.client, pair.local));
+        self.ledger.closed(|| pair.record(id, true));
+        true
+    }
+
+    /// Slots of mappings and of pairs that were ever used.
+    pub fn slots(&self) -> (u32, u32) {
+        (self.mappings.slots(), self.pairs.slots())
+    }
+
+    /// The mapping in a slot.
+    pub fn mapping_at(&self, slot: u32) -> Option<FlowRecord> {
+        self.mappings.at(slot).map(|(id, mapping)| mapping.record(id, false))
+    }
+
+    /// The pair in a slot.
+    pub fn pair_at(&self, slot: u32) -> Option<FlowRecord> {
+        self.pairs.at(slot).map(|(id, pair)| pair.record(id, false))
+    }
+
     /// Forgets every pair of one published port. A scan; its port has just been closed by a person or a program.
     pub fn forget_listener(&mut self, listener: usize) {
-        let Self { pairs, by_key, by_client, .. } = self;
+        let Self { pairs, by_key, by_client, ledger, .. } = self;
         by_client.retain(|client, id| {
             let stays = client.0 != listener;
             if !stays && let Some(pair) = pairs.remove(*id) {
                 by_key.remove(&pair.key);
+                ledger.closed(|| pair.record(*id, true));
             }
             stays
         });
+        ledger.forget_port(listener);
     }
 
     /// Makes room by ending the oldest idle entry. Amortised: each entry that moved later is re-armed once.
@@ -230,26 +308,31 @@ impl Udp {
     }
 
     /// A datagram of the guest: how it leaves, and to whom (`target` is where policy sends it; a published client's true
-    /// address wins). `alias`: it went to the gateway address.
+    /// address wins). `alias`: it went to the gateway address. `size`: what it is counted as.
     pub fn route_from_guest(
         &mut self,
         now: Instant,
-        guest: SocketAddr,
-        peer: SocketAddr,
+        (guest, peer): (SocketAddr, SocketAddr),
         target: Option<SocketAddr>,
         alias: bool,
+        size: &Traffic,
     ) -> Option<(UdpVia, SocketAddr)> {
         if let Some(pair) = self.by_key.get(&FlowKey::new(guest, peer)).and_then(|&id| self.pairs.get_mut(id)) {
             pair.last = now;
+            pair.traffic.add(size);
+            self.ledger.add(Some(pair.port), size);
             return Some((UdpVia::Listener { index: pair.listener, local: pair.local }, pair.client));
         }
         let target = target?;
         let id = match self.by_guest.get(&guest).copied() {
             Some(id) => id,
-            None => self.new_mapping(now, guest),
+            None => self.new_mapping(now, guest, (peer, target)),
         };
         let mapping = self.mappings.get_mut(id)?;
         mapping.last = now;
+        mapping.traffic.add(size);
+        mapping.peer = (peer, target);
+        self.ledger.add(None, size);
         mapping.only_dns &= peer.port() == 53;
         if alias && !mapping.alias_ports.contains(&peer.port()) {
             mapping.alias_ports[mapping.alias_next % ALIAS_PORTS] = peer.port();
@@ -258,7 +341,7 @@ impl Udp {
         Some((UdpVia::Mapping { id }, target))
     }
 
-    fn new_mapping(&mut self, now: Instant, guest: SocketAddr) -> Id {
+    fn new_mapping(&mut self, now: Instant, guest: SocketAddr, peer: (SocketAddr, SocketAddr)) -> Id {
         while self.mappings.len() >= self.limits.max_mappings {
             let before = self.mappings.len();
             self.evict(now);
@@ -274,12 +357,15 @@ impl Udp {
             answered: false,
             since: now,
             last: now,
+            traffic: Traffic::default(),
+            peer,
             armed: None,
         });
         self.by_guest.insert(guest, id);
         if let Some(mapping) = self.mappings.get_mut(id) {
             // Armed for the shortest life; moved later when it pops.
             self.deadlines.arm(Owner::Mapping(id), now + IDLE_DNS, &mut mapping.armed);
+            self.ledger.opened(|| mapping.record(id, false));
         }
         id
     }
@@ -291,9 +377,12 @@ impl Udp {
         id: Id,
         source: SocketAddr,
         gateway_alias: Option<IpAddr>,
+        size: &Traffic,
     ) -> Result<(SocketAddr, SocketAddr), DropReason> {
         let mapping = self.mappings.get_mut(id).ok_or(DropReason::NoMapping)?;
         mapping.last = now;
+        mapping.traffic.add(size);
+        self.ledger.add(None, size);
         mapping.answered = true;
         Ok((mapping.guest, shown_source(mapping, source, gateway_alias)))
     }
@@ -317,9 +406,12 @@ impl Udp {
         (listener, client, local): (usize, SocketAddr, IpAddr),
         shown: Option<SocketAddr>,
         stand_in: Option<(IpAddr, SocketAddr)>,
+        size: &Traffic,
     ) -> Result<FlowKey, DropReason> {
         if let Some(pair) = self.by_client.get(&(listener, client, local)).and_then(|&id| self.pairs.get_mut(id)) {
             pair.last = now;
+            pair.traffic.add(size);
+            self.ledger.add(Some(pair.port), size);
             return Ok(pair.key);
         }
         while self.pairs.len() >= self.limits.max_pairs {
@@ -334,11 +426,16 @@ impl Udp {
             .filter(|key| !self.by_key.contains_key(key))
             .or_else(|| self.stand_ins.find(stand_in?, client.port(), |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
-        let id = self.pairs.insert(Pair { key, listener, client, local, since: now, last: now, armed: None });
+        let port = self.ledger.connection(listener);
+        self.ledger.add(Some(port), size);
+        let traffic = *size;
+        let pair = Pair { key, listener, client, local, since: now, last: now, traffic, port, armed: None };
+        let id = self.pairs.insert(pair);
         self.by_key.insert(key, id);
         self.by_client.insert((listener, client, local), id);
         if let Some(pair) = self.pairs.get_mut(id) {
             self.deadlines.arm(Owner::Pair(id), now + IDLE, &mut pair.armed);
+            self.ledger.opened(|| pair.record(id, false));
         }
         Ok(key)
     }
@@ -355,13 +452,15 @@ fn shown_source(mapping: &Mapping, source: SocketAddr, gateway_alias: Option<IpA
 mod tests {
     use super::*;
 
+    const ONE: Traffic = Traffic { from_guest_bytes: 0, to_guest_bytes: 0, from_guest_packets: 0, to_guest_packets: 0 };
+
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
     fn out(udp: &mut Udp, now: i64, guest: &str, peer: &str) -> UdpVia {
         let peer = at(peer);
-        udp.route_from_guest(Instant::from_secs(now), at(guest), peer, Some(peer), false).expect("routed").0
+        udp.route_from_guest(Instant::from_secs(now), (at(guest), peer), Some(peer), false, &ONE).expect("routed").0
     }
 
     #[test]
@@ -374,7 +473,7 @@ mod tests {
         // Filtering is endpoint-independent too: a stranger reaches it.
         let stranger = at("198.51.100.9:9");
         assert_eq!(
-            udp.route_from_host(Instant::from_secs(1), id, stranger, None),
+            udp.route_from_host(Instant::from_secs(1), id, stranger, None, &ONE),
             Ok((at("10.0.2.100:5000"), stranger))
         );
     }
@@ -385,7 +484,7 @@ mod tests {
         let UdpVia::Mapping { id: dns } = out(&mut udp, 0, "10.0.2.100:1", "192.0.2.1:53") else { panic!() };
         let UdpVia::Mapping { id: single } = out(&mut udp, 0, "10.0.2.100:2", "192.0.2.1:4000") else { panic!() };
         let UdpVia::Mapping { id: stream } = out(&mut udp, 0, "10.0.2.100:3", "192.0.2.1:4000") else { panic!() };
-        udp.route_from_host(Instant::from_secs(10), stream, at("192.0.2.1:4000"), None).unwrap();
+        udp.route_from_host(Instant::from_secs(10), stream, at("192.0.2.1:4000"), None, &ONE).unwrap();
         let mut ended = Vec::new();
         for second in 0..400 {
             udp.handle_timeout(Instant::from_secs(second));
@@ -418,13 +517,13 @@ mod tests {
         let now = Instant::from_secs(0);
         let (guest, gateway) = (at("10.0.2.100:1"), at("10.0.2.2:7"));
         let host = at("192.0.2.7:7");
-        let (via, target) = udp.route_from_guest(now, guest, gateway, Some(host), true).unwrap();
+        let (via, target) = udp.route_from_guest(now, (guest, gateway), Some(host), true, &ONE).unwrap();
         assert_eq!(target, host);
         let UdpVia::Mapping { id } = via else { panic!() };
-        assert_eq!(udp.route_from_host(now, id, host, Some(gateway.ip())), Ok((guest, gateway)));
+        assert_eq!(udp.route_from_host(now, id, host, Some(gateway.ip()), &ONE), Ok((guest, gateway)));
         // A port of the host that was never asked by way of the gateway is itself.
         let other = at("192.0.2.7:8");
-        assert_eq!(udp.route_from_host(now, id, other, Some(gateway.ip())), Ok((guest, other)));
+        assert_eq!(udp.route_from_host(now, id, other, Some(gateway.ip()), &ONE), Ok((guest, other)));
     }
 
     #[test]
@@ -434,14 +533,14 @@ mod tests {
         let (guest, client) = (at("10.0.2.100:53"), at("198.51.100.1:4000"));
         let stand_in = Some(("10.0.2.2".parse().unwrap(), guest));
         let (here, there): (IpAddr, IpAddr) = ("192.0.2.7".parse().unwrap(), "192.0.2.8".parse().unwrap());
-        let first = udp.route_published(now, (0, client, here), Some(guest), stand_in).unwrap();
-        let second = udp.route_published(now, (1, client, there), Some(guest), stand_in).unwrap();
+        let first = udp.route_published(now, (0, client, here), Some(guest), stand_in, &ONE).unwrap();
+        let second = udp.route_published(now, (1, client, there), Some(guest), stand_in, &ONE).unwrap();
         assert_eq!(first.peer(), client);
         assert_eq!(second.peer().ip(), IpAddr::from([10, 0, 2, 2]));
-        let answer = |udp: &mut Udp, peer| udp.route_from_guest(now, guest, peer, None, false).unwrap();
+        let answer = |udp: &mut Udp, peer| udp.route_from_guest(now, (guest, peer), None, false, &ONE).unwrap();
         assert_eq!(answer(&mut udp, first.peer()), (UdpVia::Listener { index: 0, local: here }, client));
         assert_eq!(answer(&mut udp, second.peer()), (UdpVia::Listener { index: 1, local: there }, client));
         // The same client again is the same pair.
-        assert_eq!(udp.route_published(now, (0, client, here), Some(guest), stand_in), Ok(first));
+        assert_eq!(udp.route_published(now, (0, client, here), Some(guest), stand_in, &ONE), Ok(first));
     }
 }

@@ -206,7 +206,7 @@ proptest! {
                 }
                 5 => {
                     let port = GuestPort { addr: Some(guest), port: 80 };
-                    let _ = world.stack.handle_tcp_accepted(world.now, port, at(family.far(), 5000 + u16::from(who)));
+                    let _ = world.stack.handle_tcp_accepted(world.now, (0, port), at(family.far(), 5000 + u16::from(who)));
                     world.settle();
                     spoken = false;
                 }

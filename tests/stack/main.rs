@@ -8,6 +8,7 @@
 mod datagrams;
 mod guest_tcp;
 mod hostile;
+mod ledger;
 mod link_layer;
 mod sim;
 mod slirp;

@@ -151,7 +151,7 @@ fn answer(world: &mut World, address: IpAddr, mac: [u8; 6]) {
 
 fn accepted(world: &mut World, to: SocketAddr, client: SocketAddr) -> Id {
     let to = GuestPort { addr: Some(to.ip()), port: to.port() };
-    let flow = world.stack.handle_tcp_accepted(world.now, to, client).expect("room");
+    let flow = world.stack.handle_tcp_accepted(world.now, (0, to), client).expect("room");
     world.host.insert(flow, HostSocket::default());
     world.settle();
     flow
@@ -681,7 +681,7 @@ fn ports_of_addresses_that_no_guest_has() {
     {
         let port = GuestPort { addr: Some(ip(guest)), port: 80 };
         let client = at(if ip(guest).is_ipv6() { Family::V6.far() } else { Family::V4.far() }, 5000);
-        assert!(world.stack.handle_tcp_accepted(world.now, port, client).is_err(), "{guest}");
+        assert!(world.stack.handle_tcp_accepted(world.now, (0, port), client).is_err(), "{guest}");
         published(&mut world, at(ip(guest), 53), client, b"x");
     }
     world.silent();

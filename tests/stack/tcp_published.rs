@@ -19,7 +19,7 @@ fn port(port: u16) -> GuestPort {
 }
 
 fn connect(world: &mut World, client: SocketAddr) -> (Id, Seg) {
-    let flow = world.stack.handle_tcp_accepted(world.now, port(80), client).expect("room");
+    let flow = world.stack.handle_tcp_accepted(world.now, (0, port(80)), client).expect("room");
     world.host.insert(flow, HostSocket::default());
     world.settle();
     (flow, world.segment())
@@ -244,7 +244,7 @@ fn no_room_is_a_reset_of_the_client() {
     let limits = Limits { tcp: TcpLimits { max_flows: 1, ..TcpLimits::default() }, ..Limits::default() };
     let mut world = World::with(config(1500, all_offloads()), limits);
     connect(&mut world, at(Family::V4.far(), 51_000));
-    let refused = world.stack.handle_tcp_accepted(world.now, port(80), at(Family::V4.far(), 51_001));
+    let refused = world.stack.handle_tcp_accepted(world.now, (0, port(80)), at(Family::V4.far(), 51_001));
     assert_eq!(refused.err(), Some(DropReason::TableFull));
 }
 

@@ -26,6 +26,7 @@
 //!
 //! Deliberately not: urgent data, TCP Fast Open, ECN, forwarding of the guest's options.
 
+mod account;
 pub mod isn;
 mod opening;
 pub mod port;
@@ -46,9 +47,11 @@ use crate::stack::arena::{Arena, Id};
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::deadline::Deadlines;
 use crate::stack::flow::{FlowKey, StandIns};
+use crate::stack::ledger::{Ledger, Traffic};
 use crate::stack::verdict::DropReason;
 use crate::wire::icmp_error::IcmpError;
 use crate::wire::tcp_segment::{self, ACK, FIN, PSH, RST, SYN, Segment};
+use account::{Origin, record};
 use isn::IsnClock;
 use port::{Port, Wire};
 use rings::{FlowSocket, RingPool};
@@ -155,6 +158,7 @@ enum Phase {
 
 struct TcpFlow {
     key: FlowKey,
+    origin: Origin,
     socket: FlowSocket,
     wire: Wire,
     phase: Phase,
@@ -173,6 +177,12 @@ struct TcpFlow {
     /// In TIME-WAIT with bytes left for the host: smoltcp must not run its timer, which would empty the ring.
     lingering: bool,
     dirty: bool,
+    /// When it began, and when it last carried anything.
+    opened: Instant,
+    last: Instant,
+    /// What it carried (packets to the guest are in `wire`), and what of that is in the ledger.
+    traffic: Traffic,
+    told: Traffic,
     since: Instant,
     /// When the guest was last heard of, or came to owe an answer.
     heard: Instant,
@@ -183,9 +193,10 @@ struct TcpFlow {
 }
 
 impl TcpFlow {
-    fn new(key: FlowKey, socket: FlowSocket, wire: Wire, phase: Phase, now: Instant) -> Self {
+    fn new(key: FlowKey, origin: Origin, socket: FlowSocket, wire: Wire, phase: Phase, now: Instant) -> Self {
         Self {
             key,
+            origin,
             socket,
             wire,
             phase,
@@ -197,6 +208,10 @@ impl TcpFlow {
             ack_may_wait: false,
             lingering: false,
             dirty: false,
+            opened: now,
+            last: now,
+            traffic: Traffic::default(),
+            told: Traffic::default(),
             since: now,
             heard: now,
             owing: false,
@@ -269,6 +284,8 @@ pub struct Tcp {
     isn: IsnClock,
     limits: TcpLimits,
     stand_ins: StandIns,
+    /// The account.
+    pub(in crate::stack) ledger: Ledger,
 }
 
 impl Tcp {
@@ -293,6 +310,7 @@ impl Tcp {
             isn: IsnClock::new(seed.rotate_left(17)),
             limits,
             stand_ins: StandIns::new(seed),
+            ledger: Ledger::default(),
         }
     }
 
@@ -383,6 +401,8 @@ impl Tcp {
         };
         let Some(flow) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
         flow.heard = now;
+        flow.last = now;
+        flow.traffic.from_guest_packets += 1;
         if only_syn {
             if segment.seq() == flow.guest_isn && flow.phase != Phase::Open {
                 // The guest repeats its SYN while the host has not answered, or smoltcp repeats the SYN-ACK itself.
@@ -465,27 +485,25 @@ impl Tcp {
     /// Lends the first contiguous part of the from-guest ring; `send` returns how much of it the host took.
     pub fn lend_from_guest(&mut self, flow: Id, send: impl FnOnce(&[u8]) -> usize) -> usize {
         let Some(entry) = self.flows.get_mut(flow) else { return 0 };
-        entry
-            .socket
-            .get_mut()
-            .recv(|bytes| {
-                let taken = send(bytes);
-                (taken, taken)
-            })
-            .unwrap_or(0)
+        let moved = entry.socket.get_mut().recv(|bytes| {
+            let taken = send(bytes);
+            (taken, taken)
+        });
+        let moved = moved.unwrap_or(0);
+        entry.traffic.from_guest_bytes += moved as u64;
+        moved
     }
 
     /// Lends the free contiguous part of the to-guest ring; `fill` returns how much of it the host filled.
     pub fn lend_to_guest(&mut self, flow: Id, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let Some(entry) = self.flows.get_mut(flow) else { return 0 };
-        entry
-            .socket
-            .get_mut()
-            .send(|room| {
-                let filled = fill(room);
-                (filled, filled)
-            })
-            .unwrap_or(0)
+        let moved = entry.socket.get_mut().send(|room| {
+            let filled = fill(room);
+            (filled, filled)
+        });
+        let moved = moved.unwrap_or(0);
+        entry.traffic.to_guest_bytes += moved as u64;
+        moved
     }
 
     /// The guest's FIN was passed on: shutdown(SHUT_WR) is done.
@@ -517,6 +535,11 @@ impl Tcp {
 
     /// Sends what is due of one flow, arms its timer, and forgets it if it has ended. Call after moving its bytes.
     pub fn finish(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
+        self.send_due(id, now, composer, out);
+        self.settle_account(id, now);
+    }
+
+    fn send_due(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         // While the SYN-ACK is held back poll_at says "now": do not believe it, and there is nothing to send.
         if flow.phase == Phase::Connecting {
@@ -580,8 +603,10 @@ impl Tcp {
     }
 
     fn remove(&mut self, id: Id, now: Instant, in_order: bool) {
+        self.settle_account(id, now);
         let Some(flow) = self.flows.remove(id) else { return };
         self.by_key.remove(&flow.key);
+        self.ledger.closed(|| record(id, &flow, Some(in_order)));
         if flow.phase == Phase::Connecting {
             self.opening_now -= 1;
         }

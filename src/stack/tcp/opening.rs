@@ -6,6 +6,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
 
+use super::account::{Origin, record};
 use super::port::{Port, Wire};
 use super::{ConnectFailure, OpenVerdict, Phase, Tcp, TcpFlow, TcpWork, mark, reset_unknown};
 use crate::stack::Output;
@@ -74,9 +75,10 @@ impl Tcp {
             self.rings.give_back(socket, 0);
             return Err(DropReason::Malformed);
         }
-        let id = self.insert(TcpFlow::new(key, socket, wire, Phase::Connecting, now));
+        let id = self.insert(TcpFlow::new(key, Origin::Guest(target), socket, wire, Phase::Connecting, now));
         if let Some(flow) = self.flows.get_mut(id) {
             flow.guest_isn = guest_isn;
+            flow.traffic.from_guest_packets = 1;
         }
         self.opening.push_back(id);
         self.opening_now += 1;
@@ -95,6 +97,9 @@ impl Tcp {
         let key = flow.key;
         let id = self.flows.insert(flow);
         self.by_key.insert(key, id);
+        if let Some(flow) = self.flows.get(id) {
+            self.ledger.opened(|| record(id, flow, None));
+        }
         id
     }
 
@@ -152,12 +157,12 @@ impl Tcp {
         self.remove(flow, now, false);
     }
 
-    /// A published port accepted `client`: opens the guest's side of it (`shown`), or, where that is `None` or taken, from
+    /// Published port number `listener` accepted `client`: opens the guest's side of it (`shown`), or, where that is `None` or taken, from
     /// `stand_in`, with the client's port if it can be. `None`: no room, close the client with a reset.
     pub fn handle_accepted(
         &mut self,
         now: Instant,
-        client: SocketAddr,
+        (listener, client): (usize, SocketAddr),
         shown: Option<SocketAddr>,
         stand_in: Option<(IpAddr, SocketAddr)>,
     ) -> Result<Id, DropReason> {
@@ -178,7 +183,8 @@ impl Tcp {
         }
         // The guest's SYN-ACK tells its segment size.
         let wire = Wire { mss: u16::MAX, ..Wire::default() };
-        let id = self.insert(TcpFlow::new(key, socket, wire, Phase::Handshake, now));
+        let origin = Origin::Published { client, listener, port: self.ledger.connection(listener) };
+        let id = self.insert(TcpFlow::new(key, origin, socket, wire, Phase::Handshake, now));
         if let Some(flow) = self.flows.get_mut(id) {
             mark(&mut self.dirty, id, flow);
         }

@@ -37,6 +37,8 @@ pub struct Wire {
     pub window_of_guest: u16,
     /// Payload bytes that went to the guest, retransmissions included.
     pub bytes_to_guest: u64,
+    /// Segments that went to the guest, retransmissions included.
+    pub packets_to_guest: u64,
     /// Payload bytes that came from the guest, retransmissions included.
     pub bytes_from_guest: u64,
 }
@@ -207,6 +209,7 @@ impl<O: Output> TxToken for Tx<'_, O> {
         }
         self.wire.window = u16::from_be_bytes([segment.bytes()[14], segment.bytes()[15]]);
         self.wire.bytes_to_guest += segment.payload_len() as u64;
+        self.wire.packets_to_guest += 1;
         self.composer.send_tcp(len, self.wire.mss, self.out);
         result
     }
