@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -50,7 +51,24 @@ pub trait Handler: 'static {
     /// more, and None closes the connection without a reply.
     fn read(&self, input: &[u8], ended: bool) -> Option<Self::Request>;
     /// Does what is asked, and returns the reply.
-    fn answer(&self, request: Self::Request) -> impl Future<Output = Vec<u8>>;
+    fn answer(&self, request: Self::Request) -> impl Future<Output = Answer>;
+}
+
+/// What a connection is given to after the reply; it is closed when this has ended.
+pub type Then = Box<dyn FnOnce(UnixStream) -> Pin<Box<dyn Future<Output = ()>>>>;
+
+/// The answer to a request.
+pub struct Answer {
+    /// The reply.
+    pub reply: Vec<u8>,
+    /// Goes on with the connection, where the reply is not the end of it.
+    pub then: Option<Then>,
+}
+
+impl From<Vec<u8>> for Answer {
+    fn from(reply: Vec<u8>) -> Self {
+        Self { reply, then: None }
+    }
 }
 
 /// Bounds of one server.
@@ -162,7 +180,13 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limit
 
 async fn client<H: Handler>(mut stream: UnixStream, handler: Rc<H>, limits: Limits, crowd: watch::Receiver<bool>) {
     let Some(request) = receive(&mut stream, &*handler, &limits, crowd).await else { return };
-    let reply = handler.answer(request).await;
+    let Answer { reply, then } = handler.answer(request).await;
+    if let Some(then) = then {
+        if matches!(timeout(limits.reply, stream.write_all(&reply)).await, Ok(Ok(()))) {
+            then(stream).await;
+        }
+        return;
+    }
     let sent = timeout(limits.reply, async {
         stream.write_all(&reply).await?;
         stream.shutdown().await

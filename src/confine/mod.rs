@@ -109,6 +109,20 @@ pub struct Report {
     pub seccomp: Outcome,
 }
 
+impl Report {
+    /// Every stage by its name.
+    pub fn outcomes(&self) -> [(&'static str, &Outcome); 5] {
+        let Self { root, capabilities, landlock, memory, seccomp, descriptors: _ } = self;
+        [
+            ("root", root),
+            ("capabilities", capabilities),
+            ("landlock", landlock),
+            ("memory", memory),
+            ("seccomp", seccomp),
+        ]
+    }
+}
+
 /// A stage that must not fail did.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {

@@ -7,16 +7,22 @@
 //! Published ports go by number. Numbers are given here, upwards from those of the ports told at attach, and never given
 //! again: a late event or a kept datagram of a port that is gone finds nothing, instead of its successor.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::capture::{Capture, Captures};
+use super::events::Hub;
+use crate::api::verbs::observe::EventKind;
 use crate::network::config::Listener;
+use crate::stack::census::{Cursor, FlowFilter, FlowId, FlowRecord, Numbers, PAGE};
+use crate::stack::ledger::PortTotals;
+use crate::stack::verdict::DropCounters;
 
 /// Commands that may wait.
 const QUEUE: usize = 64;
@@ -56,6 +62,62 @@ pub enum Command {
         /// Whether it was there; one that ended by itself is not.
         done: oneshot::Sender<bool>,
     },
+    /// One page of flows.
+    Flows {
+        /// Where it begins.
+        after: Cursor,
+        /// Most flows in it.
+        limit: usize,
+        /// Which.
+        filter: Box<FlowFilter>,
+        /// Where to, with room enough: the data plane allocates nothing.
+        page: Vec<FlowRecord>,
+        /// The page.
+        done: oneshot::Sender<FlowPage>,
+    },
+    /// End a flow.
+    KillFlow {
+        /// Which.
+        id: FlowId,
+        /// Whether it was there.
+        done: oneshot::Sender<bool>,
+    },
+    /// All numbers.
+    Stats {
+        /// They.
+        done: oneshot::Sender<Box<Statistics>>,
+    },
+    /// Tell of flows that begin and end, or no longer.
+    Events {
+        /// Whether to.
+        on: bool,
+        /// Said when it is so.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// A page of flows.
+#[derive(Debug)]
+pub struct FlowPage {
+    /// The flows.
+    pub flows: Vec<FlowRecord>,
+    /// Where the next page begins.
+    pub next: Option<Cursor>,
+    /// Flows that live, of all kinds.
+    pub total: u64,
+    /// The data plane's time.
+    pub now: smoltcp::time::Instant,
+}
+
+/// All numbers of the data plane.
+#[derive(Debug)]
+pub struct Statistics {
+    /// Of the stack.
+    pub numbers: Numbers,
+    /// What was dropped.
+    pub drops: DropCounters,
+    /// What went through published ports, where anything did.
+    pub ports: Vec<PortTotals>,
 }
 
 /// The control plane's handle on the data plane; clones are the same handle.
@@ -68,6 +130,8 @@ struct Handle {
     wake: Arc<EventFd>,
     next_listener: AtomicUsize,
     captures: Captures,
+    hub: Hub,
+    ports: Mutex<BTreeMap<usize, Listener>>,
 }
 
 impl DataPlane {
@@ -76,19 +140,72 @@ impl DataPlane {
     pub fn new(wake: Arc<EventFd>, listeners: usize) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(QUEUE);
         let next_listener = AtomicUsize::new(listeners);
-        (Self(Arc::new(Handle { commands, wake, next_listener, captures: Captures::default() })), receiver)
+        (
+            Self(Arc::new(Handle {
+                commands,
+                wake,
+                next_listener,
+                captures: Captures::default(),
+                hub: Hub::default(),
+                ports: Mutex::default(),
+            })),
+            receiver,
+        )
     }
 
     /// Has one more port served; returns its number.
     pub async fn listen(&self, listener: Listener, fd: OwnedFd) -> io::Result<usize> {
         let number = self.0.next_listener.fetch_add(1, Ordering::Relaxed);
         self.ask(|done| Command::Listen { number, listener, fd, done }).await??;
+        self.know(number, listener);
+        self.0.hub.port(EventKind::PortBound, &listener);
         Ok(number)
     }
 
     /// Has a port closed; returns whether it was there.
     pub async fn unlisten(&self, number: usize) -> io::Result<bool> {
-        self.ask(|done| Command::Unlisten { number, done }).await
+        let known = self.ask(|done| Command::Unlisten { number, done }).await?;
+        let port = self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        if let Some(listener) = port {
+            self.0.hub.port(EventKind::PortClosed, &listener);
+        }
+        Ok(known)
+    }
+
+    /// Notes a port that the data plane was told of at attach.
+    pub fn know(&self, number: usize, listener: Listener) {
+        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, listener);
+    }
+
+    /// The ports that are served, by number.
+    pub fn ports(&self) -> BTreeMap<usize, Listener> {
+        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who is told of events.
+    pub fn hub(&self) -> &Hub {
+        &self.0.hub
+    }
+
+    /// A page of flows.
+    pub async fn flows(&self, after: Cursor, limit: usize, filter: FlowFilter) -> io::Result<FlowPage> {
+        let (page, filter) = (Vec::with_capacity(limit.min(PAGE)), Box::new(filter));
+        self.ask(|done| Command::Flows { after, limit, filter, page, done }).await
+    }
+
+    /// Ends a flow; returns whether it was there.
+    pub async fn kill_flow(&self, id: FlowId) -> io::Result<bool> {
+        self.ask(|done| Command::KillFlow { id, done }).await
+    }
+
+    /// All numbers.
+    pub async fn statistics(&self) -> io::Result<Box<Statistics>> {
+        self.ask(|done| Command::Stats { done }).await
+    }
+
+    /// Has flows that begin and end told, or no longer.
+    pub async fn tell_flows(&self, on: bool) -> io::Result<()> {
+        self.ask(|done| Command::Events { on, done }).await
     }
 
     /// Captures that are begun and ended on request: each method takes this handle.

@@ -5,6 +5,7 @@
 //! for them itself, when it is asked for a name and has not looked for [`LOOK_AGAIN`]. Queries come over a bounded channel; answers go back over another,
 //! with an eventfd that wakes the data plane. Both drop when full.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,6 +18,8 @@ use tokio::sync::mpsc;
 
 use super::api::Legacy;
 use super::command::DataPlane;
+use super::events::{self, FlowHearer};
+use super::observe::{Identity, Observer};
 use crate::api::attach::{self, AttachError, ToNetwork, ZoneParts};
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 use crate::network::config::DnsZone;
@@ -125,9 +128,18 @@ pub struct Control {
     pub api: Option<(UnixListener, Legacy)>,
     /// The data plane's handle, for what it can tell and do.
     pub plane: DataPlane,
+    /// What the process tells of itself, and what the data plane tells of flows.
+    pub observed: Option<(Identity, FlowHearer)>,
 }
 
 impl Control {
+    /// How each stage of confinement ended.
+    pub fn set_confinement(&mut self, confinement: BTreeMap<String, String>) {
+        if let Some((identity, _)) = &mut self.observed {
+            identity.confinement = confinement;
+        }
+    }
+
     /// Runs until the monitor is gone. Captures are whole when it returns.
     pub fn run(self, runtime: &tokio::runtime::Runtime) {
         let (writers, wake) = (self.plane.captures().writers().clone(), Arc::clone(&self.wake));
@@ -139,12 +151,20 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, mut dns, mut queries, answers, wake, api, plane: _plane } = self;
-        if let Some((listener, handler)) = api {
-            tokio::task::spawn_local(super::api::serve(listener, handler));
-        }
+        let Self { supervisor, mut dns, mut queries, answers, wake, api, plane, observed } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         dns.tell(&resolver);
+        let hub = plane.hub().clone();
+        let observer = observed.map(|(identity, hearer)| {
+            tokio::task::spawn_local(events::watch(plane.clone(), hearer, Arc::clone(&resolver)));
+            Observer::new(plane, identity, Arc::clone(&resolver))
+        });
+        if let Some((listener, mut handler)) = api {
+            if let Some(observer) = observer {
+                handler.observe_with(observer);
+            }
+            tokio::task::spawn_local(super::api::serve(listener, handler));
+        }
         let (conn, mut look) = match supervisor {
             Supervisor::Monitor(conn) => match crate::sys::fd::watch(conn) {
                 Ok(conn) => (Some(conn), None),
@@ -162,6 +182,7 @@ impl Control {
                         tracing::info!(?servers, ?zones, "name servers changed");
                         (dns.servers, dns.zones) = (servers, zones);
                         dns.tell(&resolver);
+                        hub.host_dns(&dns.servers);
                     }
                     Some(ToNetwork::Zone { records, more }) => {
                         dns.take_part(records, more);
@@ -176,6 +197,7 @@ impl Control {
                 query = queries.recv() => {
                     if let Some(servers) = look.as_mut().and_then(Look::look) {
                         tracing::info!(?servers, "name servers changed");
+                        hub.host_dns(&servers);
                         resolver.set_servers(servers);
                     }
                     match query {

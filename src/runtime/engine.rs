@@ -8,6 +8,7 @@
 //! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
 //! still set and reads at once.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,9 +23,11 @@ use tokio::sync::mpsc;
 
 use super::api::Legacy;
 use super::capture::{self, Taken};
-use super::command::{Command, DataPlane};
+use super::command::{Command, DataPlane, FlowPage, Statistics};
 use super::control::{self, Control, DnsAnswer, Supervisor};
+use super::events::{self, FlowTeller};
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
+use super::observe::Identity;
 use super::sockets::{KeptError, Sockets, TcpSocket, Token};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
@@ -88,6 +91,8 @@ pub struct Engine {
     _exit: Option<OwnedFd>,
     /// Drops of every reason when they were last told.
     drops_told: u64,
+    /// Who hears of flows that begin and end.
+    flows: FlowTeller,
 }
 
 /// Sets both planes up; nothing of the guest is read yet.
@@ -99,6 +104,9 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(system("make an eventfd"))?;
     let wake = Arc::new(wake);
     let (plane, commands) = DataPlane::new(Arc::clone(&wake), listeners.len());
+    for (number, (listener, _)) in listeners.iter().enumerate() {
+        plane.know(number, *listener);
+    }
     let mut sockets = Sockets::new(&endpoint, tap, listeners, queries).map_err(system("set up epoll"))?;
     sockets.watch(wake.as_fd(), Token::Control).map_err(system("watch the eventfd"))?;
     if let Some(exit) = &exit {
@@ -122,7 +130,11 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     });
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
-    let stack = Stack::new(endpoint, Limits::default(), u64::from_ne_bytes(seed), Instant::ZERO);
+    let limits = Limits::default();
+    let since = Clock::now();
+    let identity = Identity { endpoint: endpoint.clone(), limits, confinement: BTreeMap::new(), since };
+    let (flows, hearer) = events::flow_channel();
+    let stack = Stack::new(endpoint, limits, u64::from_ne_bytes(seed), Instant::ZERO);
     let engine = Engine {
         stack,
         sockets,
@@ -131,14 +143,27 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         answers: answers_out,
         commands,
         wake: Arc::clone(&wake),
-        start: Clock::now(),
+        start: since,
         addresses_at: None,
         resting_until: None,
         tap_gone: false,
         _exit: exit,
         drops_told: 0,
+        flows,
     };
-    Ok((engine, Control { supervisor, dns, queries: queries_out, answers, wake, api, plane }))
+    Ok((
+        engine,
+        Control {
+            supervisor,
+            dns,
+            queries: queries_out,
+            answers,
+            wake,
+            api,
+            plane,
+            observed: Some((identity, hearer)),
+        },
+    ))
 }
 
 impl Engine {
@@ -287,6 +312,13 @@ impl Engine {
             self.tell_errors();
         }
         self.sockets.captures.settle(now);
+        while let Some(event) = self.stack.poll_flow_event() {
+            self.flows.tell(now, event);
+        }
+        let lost = self.stack.take_lost_flow_events();
+        if lost > 0 {
+            self.flows.lose(lost);
+        }
         let drops = std::mem::take(&mut self.sockets.drops);
         for (reason, n) in drops.iter() {
             for _ in 0..n {
@@ -642,6 +674,24 @@ impl Engine {
                 self.stack.handle_listener_gone(number);
                 drop(port);
                 let _ = done.send(known);
+            }
+            Command::Flows { after, limit, filter, mut page, done } => {
+                let next = self.stack.flows_page(after, limit, &filter, &mut page);
+                let total = self.stack.numbers().live.iter().sum();
+                let _ = done.send(FlowPage { flows: page, next, total, now });
+            }
+            Command::KillFlow { id, done } => {
+                let _ = done.send(self.stack.kill_flow(id, now, &mut self.sockets));
+            }
+            Command::Stats { done } => {
+                let numbers = self.stack.numbers();
+                let drops = self.stack.drops().clone();
+                let ports = self.stack.port_totals().copied().collect();
+                let _ = done.send(Box::new(Statistics { numbers, drops, ports }));
+            }
+            Command::Events { on, done } => {
+                self.stack.listen_to_flows(on);
+                let _ = done.send(());
             }
             Command::StartCapture { capture, done } => {
                 self.sockets.captures.add(*capture);

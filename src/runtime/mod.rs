@@ -15,10 +15,13 @@ pub mod capture;
 pub mod command;
 pub mod control;
 pub mod engine;
+pub mod events;
 pub mod forwards;
+pub mod observe;
 pub mod output;
 pub mod sockets;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -94,21 +97,29 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
     tracing::debug!(?report, "confined");
+    let confinement = report.outcomes().map(|(stage, outcome)| (stage.to_owned(), outcome.to_string())).into();
     let attached = receive(conn)?;
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
-    let (engine, control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    let (engine, mut control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    control.set_confinement(confinement);
     // When the lease is over, host sockets close with a reset, listeners with them.
     start_control(control, || std::process::exit(0))?;
     engine::tell_ready(conn)?;
     engine.run().map(drop)
 }
 
-/// Serves one endpoint in a process that has been confined and told everything already. `ready` is called when frames
+/// Serves one endpoint in a process that has been confined, as `confinement` says, and told everything already. `ready` is called when frames
 /// flow; returns when it is over.
-pub fn standalone(attached: Attached, host_dns: HostDns, ready: impl FnOnce()) -> Result<End, RuntimeError> {
+pub fn standalone(
+    attached: Attached,
+    host_dns: HostDns,
+    confinement: BTreeMap<String, String>,
+    ready: impl FnOnce(),
+) -> Result<End, RuntimeError> {
     crate::sys::memory::return_large_blocks();
-    let (engine, control) = engine::build(attached, Supervisor::Caller { host_dns })?;
+    let (engine, mut control) = engine::build(attached, Supervisor::Caller { host_dns })?;
+    control.set_confinement(confinement);
     // The caller ends the process, with what it has to tidy up and its exit code.
     start_control(control, || ())?;
     ready();

@@ -13,20 +13,27 @@
 //! `tapway::stack=debug,warn` instead; it costs a regex engine's start-up, which is why the variable and not the level is
 //! what switches it on: `init` stands on the path from `tapway run` to the command.
 //!
+//! [`set_level`] changes both while the process runs: the filter stands behind a lock that only a changed filter takes for
+//! writing, and what it said of each call site is remembered by `tracing` as ever.
+//!
 //! Deliberately not here: log files, syslog, rotation (stderr is the caller's to direct), and any log call on the path of
 //! a frame. What a guest can provoke at will is said once, or counted. Control characters in values are escaped
 //! by the formatter, so a hostile name cannot drive the user's terminal.
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use tracing::{Event, Level, Subscriber};
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Environment variable with filter directives (`target=level,…`); replaces the level of -v when set and not empty.
@@ -54,11 +61,52 @@ pub fn init(verbosity: u8, format: LogFormat) {
         Some(Err(bad)) => (Filter::Level(level), Some(bad)),
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let (subscriber, change) = subscriber(filter, format, verbosity > 0, colour, std::io::stderr);
     // The error of `try_init` says only that a subscriber is there already.
-    let _ = subscriber(filter, format, verbosity > 0, colour, std::io::stderr).try_init();
+    if subscriber.try_init().is_ok() {
+        let _ = CHANGE.set(change);
+    }
     if let Some((text, error)) = complaint {
         tracing::warn!("{ENV}={text} is not a list of target=level directives ({error}); it is ignored");
     }
+}
+
+/// Puts another filter in place of the one there is.
+type Change = Box<dyn Fn(Filter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Of this process.
+static CHANGE: OnceLock<Change> = OnceLock::new();
+
+/// Why the level cannot be set.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// Neither a level nor directives.
+    #[error("'{}' is neither a level nor a list of target=level directives", .0.escape_debug())]
+    Text(String),
+    /// Nothing is logged in this process.
+    #[error("this process has no log")]
+    NoLog,
+}
+
+/// Sets what is logged from now on: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or directives.
+pub fn set_level(text: &str) -> Result<(), LevelError> {
+    let filter = filter_of(text)?;
+    CHANGE.get().and_then(|change| change(filter).ok()).ok_or(LevelError::NoLog)
+}
+
+fn filter_of(text: &str) -> Result<Filter, LevelError> {
+    let bad = || LevelError::Text(text.to_owned());
+    if text.is_empty() || text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad());
+    }
+    if let Ok(level) = text.parse() {
+        return Ok(Filter::Level(level));
+    }
+    // A word alone would be the name of a target: a level that is misspelt must not pass for one.
+    if !text.contains('=') {
+        return Err(bad());
+    }
+    EnvFilter::try_new(text).map(|filter| Filter::Directives(Box::new(filter))).map_err(|_| bad())
 }
 
 /// Writes one line to stderr that belongs to a program's words rather than to its log. A reader that is gone is no error,
@@ -83,20 +131,46 @@ enum Filter {
     Directives(Box<EnvFilter>),
 }
 
-fn subscriber<W>(filter: Filter, format: LogFormat, timed: bool, colour: bool, writer: W) -> tracing::Dispatch
+fn subscriber<W>(filter: Filter, format: LogFormat, timed: bool, colour: bool, writer: W) -> (tracing::Dispatch, Change)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt().with_writer(writer).with_ansi(colour);
-    match (format, filter) {
-        (LogFormat::Text, Filter::Level(level)) => {
-            builder.event_format(TextLine { timed }).with_max_level(level).finish().into()
+    let builder = tracing_subscriber::fmt().with_writer(writer).with_ansi(colour).with_max_level(LevelFilter::TRACE);
+    match format {
+        LogFormat::Text => changeable(filter, builder.event_format(TextLine { timed }).finish()),
+        LogFormat::Json => changeable(filter, builder.json().finish()),
+    }
+}
+
+/// `subscriber` behind a filter that can be changed.
+fn changeable<S>(filter: Filter, subscriber: S) -> (tracing::Dispatch, Change)
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let (layer, handle) = reload::Layer::new(filter);
+    (subscriber.with(layer).into(), Box::new(move |filter| handle.reload(filter)))
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Filter {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match self {
+            Self::Level(level) => Layer::<S>::register_callsite(level, metadata),
+            Self::Directives(filter) => Layer::<S>::register_callsite(&**filter, metadata),
         }
-        (LogFormat::Text, Filter::Directives(filter)) => {
-            builder.event_format(TextLine { timed }).with_env_filter(*filter).finish().into()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, S>) -> bool {
+        match self {
+            Self::Level(level) => Layer::<S>::enabled(level, metadata, context),
+            Self::Directives(filter) => Layer::<S>::enabled(&**filter, metadata, context),
         }
-        (LogFormat::Json, Filter::Level(level)) => builder.json().with_max_level(level).finish().into(),
-        (LogFormat::Json, Filter::Directives(filter)) => builder.json().with_env_filter(*filter).finish().into(),
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        match self {
+            Self::Level(level) => Some(*level),
+            Self::Directives(filter) => Layer::<S>::max_level_hint(&**filter),
+        }
     }
 }
 
@@ -187,7 +261,7 @@ mod tests {
     fn lines(filter: Filter, format: LogFormat, timed: bool, colour: bool, emit: impl FnOnce()) -> Vec<String> {
         let sink = Sink::default();
         let to = sink.clone();
-        tracing::dispatcher::with_default(&subscriber(filter, format, timed, colour, move || to.clone()), emit);
+        tracing::dispatcher::with_default(&subscriber(filter, format, timed, colour, move || to.clone()).0, emit);
         sink.0.lock().unwrap().clone()
     }
 
@@ -236,6 +310,25 @@ mod tests {
         assert_eq!(value["fields"]["message"], "a warning");
         assert_eq!(value["fields"]["port"], 80);
         assert!(value["timestamp"].is_string());
+    }
+
+    #[test]
+    fn the_filter_changes_while_it_runs() {
+        let sink = Sink::default();
+        let to = sink.clone();
+        let (dispatch, change) =
+            subscriber(Filter::Level(LevelFilter::WARN), LogFormat::Text, false, false, move || to.clone());
+        tracing::dispatcher::with_default(&dispatch, || {
+            for (text, expected) in [("debug", 4), ("off", 0), ("tapway=info,other=off", 3), ("error", 1)] {
+                change(filter_of(text).unwrap()).unwrap();
+                sink.0.lock().unwrap().clear();
+                emit_all();
+                assert_eq!(sink.0.lock().unwrap().len(), expected, "{text}");
+            }
+        });
+        for text in ["", "5", "loud", "x=loud", "warning", "=,=="] {
+            assert!(filter_of(text).is_err(), "{text}");
+        }
     }
 
     #[test]

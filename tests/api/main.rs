@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails by panic is a test that fails
 
 mod clients;
+mod observe;
+mod openmetrics;
 mod served;
 mod upstream;

@@ -28,7 +28,7 @@ use nix::unistd::UnlinkatFlags;
 
 use super::banner;
 use crate::api::server::bind_legacy;
-use crate::confine::standalone;
+use crate::confine::{Outcome, standalone};
 use crate::network::config::{EndpointConfig, Mac, Offloads, PlanV6, Slirp};
 use crate::network::plan::MIN_MTU_V4;
 use crate::runtime::control::HostDns;
@@ -193,7 +193,10 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         exit,
     };
     let host_dns: HostDns = Box::new(move || polled.changed());
-    let end = runtime::standalone(attached, host_dns, || {
+    let tree = if options.sandbox { Outcome::Done } else { Outcome::NotAsked };
+    let stages = [("tree", tree), ("landlock", confined.landlock), ("seccomp", Outcome::Done)];
+    let confinement = stages.map(|(stage, outcome)| (stage.to_owned(), outcome.to_string())).into();
+    let end = runtime::standalone(attached, host_dns, confinement, || {
         if let Some(ready) = ready {
             // A reader that has gone away does not miss it.
             let _ = nix::unistd::write(&ready, b"1");

@@ -32,6 +32,7 @@ impl World {
             plane: DataPlane::new(Arc::clone(&wake), 0).0,
             wake,
             api: None,
+            observed: None,
         };
         let thread = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
