@@ -2,23 +2,80 @@
 //!
 //! They are files, so that packagers need nothing but a copy; this test fails when they are stale and, with
 //! `TAPWAY_WRITE_CONTRIB=1`, writes them.
+//!
+//! What clap generates knows words that are fixed; where a command is about a sandbox, the scripts are altered to ask
+//! `tapway __complete sandboxes` for the names of those that run.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use tapway::cli::Cli;
+
+/// The command line without what is hidden, which the generators of some shells do not know.
+fn shown() -> Command {
+    let all = Cli::command();
+    let (hidden, shown): (Vec<_>, Vec<_>) = all.get_subcommands().cloned().partition(Command::is_hide_set);
+    assert!(hidden.iter().any(|sub| sub.get_name() == "__complete"));
+    let mut command = Command::new("tapway").disable_help_subcommand(true).version(env!("CARGO_PKG_VERSION"));
+    if let Some(about) = all.get_about() {
+        command = command.about(about.clone());
+    }
+    command.subcommand_required(true).subcommands(shown)
+}
+
+/// Names of the commands that are about a sandbox.
+fn about_a_sandbox() -> Vec<String> {
+    let first = |sub: &&Command| sub.get_positionals().next().is_some_and(|arg| arg.get_id() == "sandbox");
+    Cli::command().get_subcommands().filter(first).map(|sub| sub.get_name().to_owned()).collect()
+}
+
+/// Puts names of sandboxes where they belong.
+fn with_sandboxes(shell: Shell, mut text: String) -> String {
+    match shell {
+        Shell::Bash => {
+            for name in about_a_sandbox() {
+                let head = format!("        tapway__subcmd__{name})\n");
+                let at = text.find(&head).unwrap() + head.len();
+                let first = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then\n";
+                let at = at + text[at..].find(first).unwrap();
+                let names = "            if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then\n                \
+                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete sandboxes 2>/dev/null)\" -- \"${cur}\") )\n                \
+                    return 0\n            fi\n";
+                text.insert_str(at, names);
+            }
+        }
+        Shell::Zsh => {
+            let about = ":sandbox -- Name or id of the sandbox, a process in it, or a socket:";
+            assert_eq!(text.matches(about).count(), about_a_sandbox().len());
+            text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_sandboxes"));
+            let helper = "(( $+functions[_tapway_sandboxes] )) ||\n_tapway_sandboxes() {\n    local -a names\n    \
+                names=(${(f)\"$(_call_program sandboxes tapway __complete sandboxes 2>/dev/null)\"})\n    \
+                _alternative 'sandboxes:sandbox:compadd -a names' 'sockets:socket:_files'\n}\n\n";
+            let at = text.find("(( $+functions[_tapway_commands] )) ||").unwrap();
+            text.insert_str(at, helper);
+        }
+        _ => {
+            let names = "-a \"(tapway __complete sandboxes 2>/dev/null)\" -d 'Sandbox'";
+            let line =
+                |name: String| format!("complete -c tapway -n \"__fish_tapway_using_subcommand {name}\" {names}");
+            text += &(about_a_sandbox().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
+        }
+    }
+    text
+}
 
 /// Path below `contrib/` and contents of every generated file.
 fn generated() -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for (shell, name) in [(Shell::Bash, "tapway.bash"), (Shell::Zsh, "_tapway"), (Shell::Fish, "tapway.fish")] {
         let mut text = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "tapway", &mut text);
-        files.push((format!("completions/{name}"), text));
+        clap_complete::generate(shell, &mut shown(), "tapway", &mut text);
+        let text = with_sandboxes(shell, String::from_utf8(text).unwrap());
+        files.push((format!("completions/{name}"), text.into_bytes()));
     }
-    let mut command = Cli::command();
+    let mut command = shown();
     command.build();
     let pages = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned();
     for page in std::iter::once(command.clone()).chain(pages) {
@@ -66,11 +123,15 @@ fn the_pages_and_completions_name_the_options() {
         ("man/tapway-doctor.1", &["\\-\\-json"]),
         ("man/tapway-slirp4netns.1", &["\\-\\-netns\\-type", "TAPNAME"]),
         ("completions/tapway.bash", &["--allow-link-local", "doctor", "--netns-type"]),
-        ("completions/_tapway", &["--allow-link-local", "doctor"]),
-        ("completions/tapway.fish", &["allow-link-local", "doctor"]),
+        ("completions/_tapway", &["--allow-link-local", "doctor", ":_tapway_sandboxes", "_tapway_sandboxes() {"]),
+        ("completions/tapway.fish", &["allow-link-local", "doctor", "(tapway __complete sandboxes 2>/dev/null)"]),
     ] {
         for word in words {
             assert!(text(file).contains(word), "{file} does not name {word}:\n{}", text(file));
         }
+    }
+    for (file, text) in &files {
+        let text = String::from_utf8_lossy(text);
+        assert!(!text.contains("__complete)") && !text.contains("\"__complete"), "{file} offers what is hidden");
     }
 }

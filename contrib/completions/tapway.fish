@@ -57,8 +57,9 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'Accepted out of habit; nothing is ever left behind'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
-complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JSON'
-complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -l stats -d 'What went through each port'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JSON: Docker\'s object, or with --stats the protocol\'s'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -l json -d 'Print one JSON object instead of lines'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s e -l exit-fd -d 'end when the other side of this descriptor closes' -r
@@ -81,3 +82,4 @@ complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l disable-dn
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s h -l help -d 'print this and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s v -l version -d 'print what this is and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand port" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'

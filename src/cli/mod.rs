@@ -4,16 +4,30 @@
 //! `tapway: what: why`, with exit code 2 when the command line is at fault and 1 when the machine is; `run` has its
 //! command's exit code otherwise.
 
+pub mod capture;
+pub mod complete;
+pub mod ctl;
+pub mod dns;
 pub mod doctor;
+pub mod events;
+pub mod flows;
+pub mod hosts;
+pub mod info;
 pub mod port;
+pub mod publish;
 pub mod run;
 pub mod run_args;
 pub mod slirp4netns;
+pub mod stats;
+pub mod table;
+pub mod target;
+pub mod top;
+pub mod unpublish;
 
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Exit code for a command line that cannot be obeyed.
 pub const USAGE: u8 = 2;
@@ -42,6 +56,9 @@ pub enum Action {
     Slirp4netns(slirp4netns::table::Listed),
     /// Print the version.
     Version,
+    /// Print words for shells to complete with.
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::CompleteArgs),
 }
 
 /// A failure as the user sees it.
@@ -77,6 +94,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
         Action::Port(args) => port::main(&args),
+        Action::Complete(args) => complete::main(&args),
         Action::Doctor(args) => doctor::main(&args),
         // Reached only behind something, such as `--`, that kept the dispatch above from seeing it.
         Action::Slirp4netns(_) => Err(Failure::usage("slirp4netns must be the first word; see 'tapway --help'")),
@@ -128,11 +146,12 @@ fn usage_line(error: &clap::Error) -> String {
         }
         parts.push(line.strip_prefix("error: ").unwrap_or(line));
     }
-    let help = match error.get(ContextKind::Usage) {
-        Some(usage) if usage.to_string().contains("tapway run") => "tapway run --help",
-        Some(usage) if usage.to_string().contains("tapway port") => "tapway port --help",
-        Some(usage) if usage.to_string().contains("tapway doctor") => "tapway doctor --help",
-        _ => "tapway --help",
+    let usage = error.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
+    let sub = usage.split("tapway ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let known = |name: &&str| Cli::command().get_subcommands().any(|sub| sub.get_name() == *name);
+    let help = match sub.filter(known) {
+        Some(sub) => format!("tapway {sub} --help"),
+        None => "tapway --help".to_owned(),
     };
     let what = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         "nothing to do was given".to_owned()
@@ -152,7 +171,6 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -3,46 +3,194 @@
 //! ```text
 //! tapway port site         80/tcp -> 0.0.0.0:8080      one line for each host address, ports in numeric order
 //! tapway port site 80      0.0.0.0:8080                without a protocol: TCP
+//! tapway port --stats site                             a table, with what went through each
 //! ```
+//!
+//! The control socket is asked. Where nobody serves one (a monitor that is older), the state file says what was published
+//! when the sandbox began.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::table::{Side, Table, bytes, line, output};
+use super::target::{self, Target};
 use super::{FAILURE, Failure};
+use crate::api::client::ClientError;
 use crate::network::config::{Listener, Proto};
-use crate::sandbox::state;
+
+const EXAMPLES: &str = "\
+Examples:
+  tapway port site
+      80/tcp -> 0.0.0.0:8080
+  tapway port site 80
+      0.0.0.0:8080
+  tapway port --stats site
+      a table with numbers, connections and bytes";
 
 /// Arguments of `tapway port`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct PortArgs {
-    /// Name or id of the sandbox
-    pub name: String,
+    /// Name or id of the sandbox, a process in it, or a socket
+    #[arg(value_name = "SANDBOX")]
+    pub sandbox: String,
     /// Only this port inside; tcp unless said otherwise
     #[arg(value_name = "PORT[/PROTO]")]
     pub port: Option<String>,
-    /// Print JSON
+    /// What went through each port
+    #[arg(long)]
+    pub stats: bool,
+    /// Print JSON: Docker's object, or with --stats the protocol's
     #[arg(long)]
     pub json: bool,
+}
+
+/// One published port of a reply.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Port {
+    #[serde(default)]
+    id: Value,
+    proto: Proto,
+    host_addr: IpAddr,
+    host_port: u16,
+    #[serde(default)]
+    guest_addr: Option<IpAddr>,
+    guest_port: u16,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Counts {
+    connections: u64,
+    from_guest_bytes: u64,
+    to_guest_bytes: u64,
+    from_guest_packets: u64,
+    to_guest_packets: u64,
+}
+
+/// Published ports, in numeric order.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ports {
+    ports: Vec<Port>,
+}
+
+impl Ports {
+    /// Those of a reply to `verb`.
+    pub fn read(target: &Target, verb: &str, reply: Value) -> Result<Self, Failure> {
+        let foreign =
+            |source| ClientError::Foreign { path: target.server.path().to_owned(), verb: verb.to_owned(), source };
+        let mut ports = Self::deserialize(reply).map_err(|error| target.failure(verb, &foreign(error)))?;
+        ports.sort();
+        Ok(ports)
+    }
+
+    fn of_state(listeners: Vec<Listener>) -> Self {
+        let port = |l: Listener| Port {
+            id: Value::Null,
+            proto: l.proto,
+            host_addr: l.host_addr,
+            host_port: l.host_port,
+            guest_addr: l.guest_addr,
+            guest_port: l.guest_port,
+            counts: Counts::default(),
+        };
+        let mut ports = Self { ports: listeners.into_iter().map(port).collect() };
+        ports.sort();
+        ports
+    }
+
+    /// IPv4 before IPv6.
+    fn sort(&mut self) {
+        self.ports.sort_by_key(|p| (p.guest_port, p.proto.name(), p.host_addr, p.host_port));
+    }
+
+    /// Only those that are asked for.
+    fn select(mut self, wanted: Option<(u16, Proto)>) -> Self {
+        self.ports.retain(|p| wanted.is_none_or(|wanted| wanted == (p.guest_port, p.proto)));
+        self
+    }
+
+    /// A line for each; `hosts_only`: without the port inside.
+    pub fn render(&self, hosts_only: bool) -> String {
+        let line = |p: &Port| {
+            let host = SocketAddr::new(p.host_addr, p.host_port);
+            if hosts_only { format!("{host}\n") } else { format!("{}/{} -> {host}\n", p.guest_port, p.proto) }
+        };
+        self.ports.iter().map(line).collect()
+    }
+
+    /// Docker's `NetworkSettings.Ports`.
+    fn render_json(&self) -> String {
+        let mut map = Map::new();
+        for p in &self.ports {
+            let host = json!({ "HostIp": p.host_addr.to_string(), "HostPort": p.host_port.to_string() });
+            let entry = map.entry(format!("{}/{}", p.guest_port, p.proto)).or_insert_with(|| json!([]));
+            if let Value::Array(hosts) = entry {
+                hosts.push(host);
+            }
+        }
+        line(&Value::Object(map))
+    }
+
+    fn render_stats(&self) -> String {
+        let mut table = Table::new(&[
+            ("ID", Side::Right),
+            ("INSIDE", Side::Left),
+            ("HOST", Side::Left),
+            ("CONNECTIONS", Side::Right),
+            ("FROM GUEST", Side::Right),
+            ("TO GUEST", Side::Right),
+        ]);
+        for p in &self.ports {
+            let guest =
+                p.guest_addr.map_or_else(|| p.guest_port.to_string(), |a| SocketAddr::new(a, p.guest_port).to_string());
+            table.row([
+                super::table::cell(&p.id),
+                format!("{guest}/{}", p.proto),
+                SocketAddr::new(p.host_addr, p.host_port).to_string(),
+                p.counts.connections.to_string(),
+                bytes(p.counts.from_guest_bytes),
+                bytes(p.counts.to_guest_bytes),
+            ]);
+        }
+        table.render()
+    }
 }
 
 /// Does it.
 pub fn main(args: &PortArgs) -> Result<u8, Failure> {
     let wanted = args.port.as_deref().map(parse_port).transpose()?;
-    let error = |error: state::StateError| Failure::runtime(&error);
-    let dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(error)?;
-    let sandbox = state::find(&dir, &args.name).map_err(error)?;
-    let ports = select(sandbox.ports, wanted);
-    if let (Some(port), true) = (&args.port, ports.is_empty()) {
-        let line = format!("no public port '{port}' published for {}", args.name);
+    let target = target::find(&args.sandbox)?;
+    let reply = match (target.server.ask::<Value>("list_ports", json!({})), &target.sandbox) {
+        (Err(error), Some(sandbox)) if error.nobody() && !args.stats => Err(sandbox.ports.clone()),
+        (Err(error), _) => return Err(target.failure("list_ports", &error)),
+        (Ok(reply), _) => Ok(reply),
+    };
+    let all = match &reply {
+        Ok(reply) => Ports::read(&target, "list_ports", reply.clone())?,
+        Err(state) => Ports::of_state(state.clone()),
+    };
+    let ports = all.select(wanted);
+    if let (Some(port), true) = (&args.port, ports.ports.is_empty()) {
+        let line = format!("no public port '{port}' published for {}", args.sandbox);
         return Err(Failure { code: FAILURE, line });
     }
-    let text = if args.json { render_json(&ports) } else { render(&ports, wanted.is_some()) };
-    // A reader that has seen enough is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(0)
+    match (args.stats, args.json, reply) {
+        (true, true, Ok(mut reply)) => {
+            if let (Some((port, proto)), Some(Value::Array(items))) = (wanted, reply.get_mut("ports")) {
+                items.retain(|item| item["guest_port"] == port && item["proto"] == proto.name());
+            }
+            output(&line(&reply))
+        }
+        (true, ..) => output(&ports.render_stats()),
+        (false, true, _) => output(&ports.render_json()),
+        (false, false, _) => output(&ports.render(wanted.is_some())),
+    }
 }
 
 fn parse_port(text: &str) -> Result<(u16, Proto), Failure> {
@@ -58,36 +206,6 @@ fn parse_port(text: &str) -> Result<(u16, Proto), Failure> {
     Ok((port, proto))
 }
 
-/// Those that are asked for, in numeric order, IPv4 before IPv6.
-fn select(mut ports: Vec<Listener>, wanted: Option<(u16, Proto)>) -> Vec<Listener> {
-    ports.retain(|l| wanted.is_none_or(|wanted| wanted == (l.guest_port, l.proto)));
-    ports.sort_by_key(|l| (l.guest_port, l.proto.name(), l.host_addr, l.host_port));
-    ports
-}
-
-fn render(ports: &[Listener], hosts_only: bool) -> String {
-    ports
-        .iter()
-        .map(|l| {
-            let host = SocketAddr::new(l.host_addr, l.host_port);
-            if hosts_only { format!("{host}\n") } else { format!("{}/{} -> {host}\n", l.guest_port, l.proto) }
-        })
-        .collect()
-}
-
-/// Docker's `NetworkSettings.Ports`.
-fn render_json(ports: &[Listener]) -> String {
-    let mut map = Map::new();
-    for l in ports {
-        let host = json!({ "HostIp": l.host_addr.to_string(), "HostPort": l.host_port.to_string() });
-        let entry = map.entry(format!("{}/{}", l.guest_port, l.proto)).or_insert_with(|| json!([]));
-        if let Value::Array(hosts) = entry {
-            hosts.push(host);
-        }
-    }
-    format!("{}\n", Value::Object(map))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,28 +215,28 @@ mod tests {
         Listener { proto, host_addr: host.ip(), host_port: host.port(), guest_addr: None, guest_port }
     }
 
-    fn ports() -> Vec<Listener> {
-        vec![
+    fn ports() -> Ports {
+        Ports::of_state(vec![
             listener(443, Proto::Tcp, "127.0.0.1:4430"),
             listener(80, Proto::Tcp, "[::]:8080"),
             listener(80, Proto::Tcp, "0.0.0.0:8080"),
             listener(9, Proto::Udp, "0.0.0.0:9000"),
-        ]
+        ])
     }
 
     #[test]
     fn all_ports_in_natural_order() {
         assert_eq!(
-            render(&select(ports(), None), false),
+            ports().render(false),
             "9/udp -> 0.0.0.0:9000\n80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n443/tcp -> 127.0.0.1:4430\n"
         );
-        assert_eq!(render(&[], false), "");
+        assert_eq!(Ports::of_state(Vec::new()).render(false), "");
     }
 
     #[test]
     fn one_port() {
-        assert_eq!(render(&select(ports(), Some((80, Proto::Tcp))), true), "0.0.0.0:8080\n[::]:8080\n");
-        assert_eq!(select(ports(), Some((80, Proto::Udp))), []);
+        assert_eq!(ports().select(Some((80, Proto::Tcp))).render(true), "0.0.0.0:8080\n[::]:8080\n");
+        assert_eq!(ports().select(Some((80, Proto::Udp))).ports, []);
         assert_eq!(parse_port("80"), Ok((80, Proto::Tcp)));
         assert_eq!(parse_port("53/UDP"), Ok((53, Proto::Udp)));
         for bad in ["", "x", "0", "65536", "80/sctp", "+80", "80/"] {
@@ -130,8 +248,25 @@ mod tests {
     #[test]
     fn json() {
         assert_eq!(
-            render_json(&select(ports(), Some((80, Proto::Tcp)))),
+            ports().select(Some((80, Proto::Tcp))).render_json(),
             "{\"80/tcp\":[{\"HostIp\":\"0.0.0.0\",\"HostPort\":\"8080\"},{\"HostIp\":\"::\",\"HostPort\":\"8080\"}]}\n"
+        );
+    }
+
+    #[test]
+    fn a_reply_with_counters() {
+        let reply = json!({ "ports": [
+            { "id": 4, "proto": "udp", "host_addr": "::1", "host_port": 53, "guest_addr": "10.0.2.7", "guest_port": 53,
+              "connections": 2, "from_guest_bytes": 2048, "to_guest_bytes": 5, "from_guest_packets": 3,
+              "to_guest_packets": 4, "something_new": {} },
+            { "id": 3, "proto": "tcp", "host_addr": "0.0.0.0", "host_port": 8080, "guest_addr": null, "guest_port": 80 },
+        ] });
+        let ports: Ports = serde_json::from_value(reply).unwrap();
+        assert_eq!(
+            ports.render_stats(),
+            "ID  INSIDE           HOST          CONNECTIONS  FROM GUEST  TO GUEST\n \
+             4  10.0.2.7:53/udp  [::1]:53                2     2.0 KiB       5 B\n \
+             3  80/tcp           0.0.0.0:8080            0         0 B       0 B\n"
         );
     }
 }

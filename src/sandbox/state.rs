@@ -199,6 +199,18 @@ fn list(dir: &Path) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
 }
 
+/// Every running sandbox, by name.
+pub fn running(dir: &Path) -> Vec<Sandbox> {
+    let mut all: Vec<Sandbox> = list(&dir.join("sandboxes")).iter().filter_map(|path| read(path)).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// Where the monitor of the sandbox `id` serves its control socket.
+pub fn socket(dir: &Path, id: &str) -> PathBuf {
+    dir.join("sandboxes").join(format!("{id}.sock"))
+}
+
 /// Reads one entry. None if there is none, or a dead monitor's, which is removed.
 fn read(path: &Path) -> Option<Sandbox> {
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
@@ -290,6 +302,17 @@ mod tests {
         assert!(find(&dir.0, "0123").is_err());
         assert!(find(&dir.0, "").is_err());
         assert_eq!(find(&dir.0, "012345678901").unwrap().name, "a");
+    }
+
+    #[test]
+    fn all_that_run_are_listed_by_name() {
+        let dir = Temp::new("all");
+        assert_eq!(running(&dir.0), []);
+        let _b = register(&dir.0, &sandbox("b")).unwrap();
+        let _a = register(&dir.0, &sandbox("a")).unwrap();
+        std::fs::write(dir.0.join("sandboxes/dead.json"), serde_json::to_vec(&sandbox("dead")).unwrap()).unwrap();
+        assert_eq!(running(&dir.0), [sandbox("a"), sandbox("b")]);
+        assert_eq!(socket(&dir.0, "0123"), dir.0.join("sandboxes/0123.sock"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::stage::Stage;
 
-struct Terminal {
+pub struct Terminal {
     keyboard: File,
     screen: Receiver<Vec<u8>>,
     seen: String,
@@ -18,7 +18,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new(stage: &Stage) -> Self {
+    pub fn new(stage: &Stage) -> Self {
         let pty = nix::pty::openpty(None, None).unwrap();
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
         let mut command = stage.as_user("setsid");
@@ -40,12 +40,12 @@ impl Terminal {
         Self { keyboard, screen, seen: String::new(), shell }
     }
 
-    fn keys(&mut self, text: &str) {
+    pub fn keys(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
     }
 
     /// Waits until `text` is on the screen, and forgets what was before it and it.
-    fn expect(&mut self, text: &str) {
+    pub fn expect(&mut self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(at) = self.seen.find(text) {
