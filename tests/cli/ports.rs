@@ -76,7 +76,7 @@ fn names_are_unique_among_the_living() {
     running.signal(nix::sys::signal::Signal::SIGKILL);
     running.end();
     let gone = stage.run(&["port", "web"]);
-    assert_eq!((gone.code, gone.stderr.as_str()), (1, "tapway: there is no running sandbox named 'web'\n"));
+    assert_eq!((gone.code, gone.stderr.as_str()), (1, "tapway: there is no running sandbox 'web'; none is running\n"));
     assert_eq!(stage.sandbox(&["--name", "web", "true"]).code, 0);
 }
 
