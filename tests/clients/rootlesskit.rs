@@ -56,12 +56,17 @@ impl Kit {
         let process = w.user(&["sh", "-ec", &format!("exec {line}")]).spawn();
         let ready = w.path("ready");
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !ready.exists() {
+        // The command may run before RootlessKit has written down where.
+        let child = loop {
+            let child = fs::read_to_string(state.join("child_pid")).unwrap_or_default();
+            match child.trim().parse() {
+                Ok(child) if ready.exists() => break child,
+                _ => {}
+            }
             assert!(Instant::now() < deadline && process.alive(), "RootlessKit did not start:\n{}", process.stderr());
             std::thread::sleep(Duration::from_millis(10));
-        }
+        };
         fs::remove_file(&ready).unwrap();
-        let child = fs::read_to_string(state.join("child_pid")).unwrap().trim().parse().unwrap();
         Self { process, ns: ns_of(child), child }
     }
 
