@@ -14,6 +14,7 @@ use crate::world::{INET4, World};
 tests! {
     everything_is_there_at_the_ready_byte: real ours verb;
     a_closed_ready_descriptor_is_ignored: real ours;
+    the_ready_descriptor_may_be_standard_output: real ours;
     help_is_complete: real ours verb;
     a_reader_may_leave_in_the_middle_of_help: ours verb;
     no_process_stays_beside_it: real ours;
@@ -52,6 +53,17 @@ fn a_closed_ready_descriptor_is_ignored(w: &World, helper: &Helper) {
     let target = Target::new(w);
     let mut running = helper.with(&["-c", "-r", "77", &target.pid.to_string(), "tap0"]).spawn();
     running.stays(Duration::from_millis(500));
+    target.sh("ping -c1 -W5 10.0.2.2");
+}
+
+/// `slirp4netns -r 1 … | read -n1`: nothing else may come that way.
+fn the_ready_descriptor_may_be_standard_output(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    let (mut said, tell) = pipe();
+    let mut running = helper.with(&["-c", "-r", "1", &target.pid.to_string(), "tap0"]).fd(tell, 1).spawn();
+    let all = read_all(&mut said, Duration::from_secs(10));
+    assert_eq!(all.as_deref().map(String::from_utf8_lossy).as_deref(), Some("1"));
+    running.stays(Duration::from_millis(100));
     target.sh("ping -c1 -W5 10.0.2.2");
 }
 

@@ -13,6 +13,7 @@
 //! namespace dies, with 1 when something else took the interface away.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -96,6 +97,17 @@ fn take_descriptors(options: &Options) -> Result<Named, Failure> {
     // One number may stand for several, so each gets a duplicate of its own.
     let take = |fd: Option<RawFd>| fd.and_then(sys::fd::duplicate_inherited);
     let mut named = Named { exit: take(options.exit_fd), ready: take(options.ready_fd), tap: take(tap) };
+    if matches!(options.ready_fd, Some(0..=2))
+        && let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null")
+    {
+        // A standard stream that was named for the ready byte carries nothing else, and ends after it.
+        let _ = match options.ready_fd {
+            Some(0) => nix::unistd::dup2_stdin(&null),
+            Some(1) => nix::unistd::dup2_stdout(&null),
+            Some(2) => nix::unistd::dup2_stderr(&null),
+            _ => Ok(()),
+        };
+    }
     let keep: Vec<BorrowedFd<'_>> =
         [&named.exit, &named.ready, &named.tap].into_iter().flatten().map(AsFd::as_fd).collect();
     sys::spawn::close_all_but(&keep);
