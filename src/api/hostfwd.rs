@@ -12,8 +12,9 @@
 //! is kept: an address that is no string is as good as none, a number is cut at its point.
 //!
 //! More than that program: `tcp4`, `tcp6`, `udp4`, `udp6`, and IPv6 addresses, in brackets or not. A port's family is its
-//! host address's; without one it is the protocol's, IPv4 where that names none. Where a forward cannot be had,
-//! `error.reason` says why. Less: a port below 1 or above 65535 is refused, where that program takes its lower 16 bits.
+//! host address's; without one it is the protocol's, IPv4 where that names none. Less: a port below 1 or above 65535 is
+//! refused, where that program takes its lower 16 bits. Why a forward cannot be had is for the log: the reply is that
+//! program's.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -264,11 +265,7 @@ impl fmt::Display for Entry {
 
 /// The reply to a request that is refused.
 pub fn refused(fault: &Fault) -> Vec<u8> {
-    let mut error = json!({ "desc": fault.to_string() });
-    if let Fault::AddFailed { reason } = fault {
-        error["reason"] = Value::String(reason.clone());
-    }
-    json!({ "error": error }).to_string().into_bytes()
+    json!({ "error": { "desc": fault.to_string() } }).to_string().into_bytes()
 }
 
 #[cfg(test)]
@@ -339,7 +336,7 @@ mod tests {
             (Fault::NoExecute, r#""bad request: no execute found""#),
             (Fault::Unknown, r#""bad request: unknown execute""#),
             (Fault::AddArgument("proto"), r#""bad request: add_hostfwd: bad arguments.proto""#),
-            (failed, r#""bad request: add_hostfwd: slirp_add_hostfwd failed","reason":"it is \"taken\"""#),
+            (failed, r#""bad request: add_hostfwd: slirp_add_hostfwd failed""#),
             (Fault::RemoveId, r#""bad request: remove_hostfwd: bad arguments.id""#),
             (Fault::RemoveFailed, r#""bad request: remove_hostfwd: slirp_remove_hostfwd failed""#),
         ] {

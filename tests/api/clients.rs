@@ -302,10 +302,7 @@ fn forwards_come_and_go() {
     assert_eq!(add(&served, &format!(r#""proto":"tcp",{local}"#)), r#"{"return":{"id":1}}"#);
     assert_eq!(add(&served, &format!(r#""proto":"udp",{local}"#)), r#"{"return":{"id":2}}"#);
     let taken = add(&served, &format!(r#""proto":"tcp",{local}"#));
-    let expected = format!(
-        r#"{{"error":{{"desc":"bad request: add_hostfwd: slirp_add_hostfwd failed","reason":"port {port}/tcp on {host} is already in use; choose another host port or stop what listens there"}}}}"#
-    );
-    assert_eq!(taken, expected);
+    assert_eq!(taken, r#"{"error":{"desc":"bad request: add_hostfwd: slirp_add_hostfwd failed"}}"#);
     // It listens, and the data plane knows.
     TcpStream::connect((host, port)).unwrap();
     UdpSocket::bind((host, port)).unwrap_err();
@@ -368,7 +365,7 @@ fn the_number_of_forwards_is_bounded() {
     let one =
         |port: u16| add(&served, &format!(r#""proto":"tcp","host_addr":"{host}","host_port":{port},"guest_port":1"#));
     assert_eq!(one(1081), r#"{"return":{"id":1}}"#);
-    assert!(one(1082).contains(r#""reason":"1 ports are forwarded already"#));
+    assert_eq!(one(1082), r#"{"error":{"desc":"bad request: add_hostfwd: slirp_add_hostfwd failed"}}"#);
 }
 
 #[test]

@@ -70,10 +70,10 @@ fn replies_to_the_byte(w: &World, helper: &Helper) {
         (remove("3.7"), r#"{"return":{}}"#.into()),
     ] {
         let got = raw(&guest.api, request.as_bytes());
-        // Ours tells more, in keys after that program's.
-        let same =
-            got == reply || (!helper.is_real() && got.starts_with(&format!("{},\"", reply.trim_end_matches('}'))));
-        assert!(same, "{request}: {got}, not {reply}");
+        // A verb that is nobody's: behind that program's words comes the code that all other verbs' errors have here.
+        let code = reply.contains("unknown execute") && !helper.is_real();
+        let reply = if code { reply.replace("\"}}", "\",\"code\":\"unknown_verb\"}}") } else { reply };
+        assert_eq!(got, reply, "{request}");
     }
     let entry = |id: u32, port: u16| {
         format!(
