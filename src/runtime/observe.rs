@@ -221,7 +221,7 @@ impl Observer {
         let Statistics { numbers, drops, ports } = &*statistics;
         let mut text = Exposition::default();
         text.family("tapway_uptime_seconds", "gauge", Some("seconds"), "Time since forwarding began.");
-        text.sample("tapway_uptime_seconds", &[], format_args!("{:.3}", self.identity.since.elapsed().as_secs_f64()));
+        text.sample("tapway_uptime_seconds", &[], format_args!("{:.6}", self.identity.since.elapsed().as_secs_f64()));
         text.family("tapway", "info", None, "What this is.");
         let (version, id) = (env!("CARGO_PKG_VERSION"), self.identity.endpoint.id.as_str());
         text.sample("tapway_info", &[("version", version), ("id", id)], 1);
