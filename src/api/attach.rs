@@ -4,16 +4,26 @@
 //! open connection is the lease: when it closes, the network process drops the endpoint and, being empty, exits.
 //!
 //! ```text
-//! monitor                                  network process
-//!   Attach {endpoint}  + [tap, pcap?]  ──►
-//!   Listen {listeners} + [fd; n ≤ 250] ──►   (as often as needed)
-//!   HostDns {...}                      ──►   (again whenever the host's resolv.conf changes)
-//!   Zone {records, more}               ──►   (as often as needed; again whenever the names change)
-//!   Start                              ──►
-//!                                      ◄──  Ready | Failed {desc}
+//! monitor                                       network process
+//!   Attach {endpoint}  + [tap, pcap?]       ──►
+//!   Listen {listeners} + [fd; n ≤ 250]      ──►   (as often as needed)
+//!                                           ◄──  Listened                   (2)
+//!   HostDns {...}                           ──►   (again whenever the servers change)
+//!   Zone {records, more}                    ──►   (2; as often as needed, and again whenever the names change)
+//!   Start                                   ──►
+//!                                           ◄──  Ready | Failed {desc}
+//!   Listen + [fd…] | Unlisten               ──►   (2; whenever the sandbox's ports change)
+//!                                           ◄──  Listened | Unlistened
+//!   Ask {id, verb, arguments} + [fd…]       ──►   (2)
+//!                                           ◄──  Answer {id, result}
 //! ```
 //!
-//! Version 2 added `Zone`, and zones to `HostDns`; a monitor of version 1 does not send them.
+//! What is marked (2) came with version 2, with the zones in `HostDns`; a monitor of version 1 neither says nor hears it.
+//!
+//! Ports go by number: the first one told has 0, each one told after it one more, served or not. The kernel bounds how many
+//! descriptors may be on their way (too_many_unix_fds, net/unix/af_unix.c: as many as the sender's RLIMIT_NOFILE), so a
+//! monitor waits for `Listened` before it sends the next batch. On the network process's death the monitor begins anew with
+//! all that holds by then.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -21,12 +31,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 
+use super::error::ApiError;
 use crate::network::config::{DnsZone, EndpointConfig, Listener};
 use crate::network::zone::Record;
 
 /// Version of the protocol; a network process serves monitors of its own or any older version.
 pub const VERSION: u32 = 2;
+
+/// The first version that acknowledges ports and can be asked.
+pub const CONVERSES: u32 = 2;
 
 /// Most descriptors in one message. The kernel allows 253 (SCM_MAX_FD, include/net/scm.h).
 pub const MAX_FDS: usize = 250;
@@ -68,6 +83,21 @@ pub enum ToNetwork {
     },
     /// Everything is told: begin.
     Start,
+    /// Close these ports, by number. Established TCP flows go on.
+    Unlisten {
+        /// Which.
+        numbers: Vec<usize>,
+    },
+    /// Answer a verb of the control socket. Descriptors: those that came with the client's request; for `subscribe` the
+    /// client's connection itself.
+    Ask {
+        /// Comes back with the answer.
+        id: u64,
+        /// The verb.
+        verb: String,
+        /// Its arguments.
+        arguments: Map<String, Value>,
+    },
 }
 
 /// Network process → monitor.
@@ -79,6 +109,20 @@ pub enum FromNetwork {
     Failed {
         /// One line, as the user should read it.
         desc: String,
+    },
+    /// The ports of the oldest `Listen` not acknowledged yet are served, or not all of them.
+    Listened {
+        /// Why not.
+        error: Option<String>,
+    },
+    /// The ports of the oldest `Unlisten` not acknowledged yet are closed.
+    Unlistened,
+    /// What a verb of the control socket came to.
+    Answer {
+        /// That of the `Ask`.
+        id: u64,
+        /// What it returns, or why it is refused.
+        result: Result<Value, ApiError>,
     },
 }
 
@@ -141,11 +185,21 @@ impl ZoneParts {
 
 /// Sends one message with its descriptors (at most [`MAX_FDS`]).
 pub fn send<T: Serialize>(conn: impl AsFd, message: &T, fds: &[RawFd]) -> Result<(), AttachError> {
+    send_text(conn, &text(message)?, fds)
+}
+
+/// One message as it travels.
+pub fn text<T: Serialize>(message: &T) -> Result<Vec<u8>, AttachError> {
     let text = serde_json::to_vec(message)?;
-    if text.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
+    if text.len() > MAX_MESSAGE { Err(AttachError::TooLarge) } else { Ok(text) }
+}
+
+/// Sends what [`text`] made, with its descriptors (at most [`MAX_FDS`]).
+pub fn send_text(conn: impl AsFd, text: &[u8], fds: &[RawFd]) -> Result<(), AttachError> {
+    if fds.len() > MAX_FDS {
         return Err(AttachError::TooLarge);
     }
-    let iov = [IoSlice::new(&text)];
+    let iov = [IoSlice::new(text)];
     let rights = [ControlMessage::ScmRights(fds)];
     let cmsgs: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
     loop {

@@ -1,6 +1,7 @@
 //! What every request is: `{"execute": VERB, "arguments": {…}}`.
 //!
-//! Bytes in, values out, no I/O. A request may come in pieces, so reading it has three results: not all there yet, whole,
+//! Bytes in, values out, no I/O. How strict to be beyond JSON is the verb's business: the three of slirp4netns ignore what
+//! they do not know, all others refuse it. A request may come in pieces, so reading it has three results: not all there yet, whole,
 //! and never to be one. What slirp4netns's reader (parson) takes is taken: a byte order mark before the value, anything
 //! behind it, arguments that are missing or no object (then there are none), keys that nobody asked for. A NUL ends the
 //! input. What it refuses is refused: a key twice in one object, at any depth, comments, unknown literals.
@@ -23,6 +24,10 @@ pub struct Envelope {
     pub execute: String,
     /// Its arguments.
     pub arguments: Map<String, Value>,
+    /// There are arguments, but they are no object.
+    pub odd_arguments: bool,
+    /// Another key than these two.
+    pub unknown: Option<String>,
 }
 
 /// Why it is none.
@@ -47,11 +52,12 @@ pub fn read(input: &[u8], ended: bool) -> Option<Result<Envelope, EnvelopeFault>
     let Some(Value::String(execute)) = value.remove("execute") else {
         return Some(Err(EnvelopeFault::NoExecute));
     };
-    let arguments = match value.remove("arguments") {
-        Some(Value::Object(arguments)) => arguments,
-        _ => Map::new(),
+    let (arguments, odd_arguments) = match value.remove("arguments") {
+        Some(Value::Object(arguments)) => (arguments, false),
+        other => (Map::new(), other.is_some()),
     };
-    Some(Ok(Envelope { execute, arguments }))
+    let unknown = value.into_iter().next().map(|(key, _)| key);
+    Some(Ok(Envelope { execute, arguments, odd_arguments, unknown }))
 }
 
 /// The first JSON value of `input`; what follows it is not looked at.

@@ -88,12 +88,15 @@ pub fn reply(result: &Result<Value, ApiError>) -> Vec<u8> {
 
 /// Reads a verb's arguments; names what is wrong.
 pub fn arguments<T: DeserializeOwned>(verb: &str, arguments: Map<String, Value>) -> Result<T, ApiError> {
-    serde_json::from_value(Value::Object(arguments)).map_err(|error| {
-        let text = error.to_string();
-        // serde has no other way to tell.
-        let code = if text.starts_with("unknown field") { Code::UnknownField } else { Code::BadArgument };
-        ApiError::new(code, format!("{verb}: {text}"))
-    })
+    serde_json::from_value(Value::Object(arguments)).map_err(|error| bad_arguments(verb, &error))
+}
+
+/// The refusal of arguments that cannot be read.
+pub fn bad_arguments(verb: &str, error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    // serde has no other way to tell.
+    let code = if text.starts_with("unknown field") { Code::UnknownField } else { Code::BadArgument };
+    ApiError::new(code, format!("{verb}: {text}"))
 }
 
 /// A result as a value.

@@ -1,6 +1,7 @@
-//! Protocols on unix sockets. [`attach`]: monitor ⇄ network process. [`server`]: requests in JSON from anybody who may
-//! open the socket; [`error`] says why one is refused, [`envelope`] reads what is common to all of them, [`hostfwd`] the
-//! three verbs of slirp4netns. [`verbs`]: arguments and results of all others. [`client`] asks.
+//! Protocols on unix sockets. [`attach`]: monitor ⇄ network process. Requests in JSON from anybody who may open a socket:
+//! [`session`] is one connection, [`envelope`] what all requests have in common, [`error`] why one is refused, [`hostfwd`]
+//! the three verbs of slirp4netns, [`verbs`] all others. [`server`] serves them with tokio, `sandbox::control` without;
+//! [`client`] asks.
 
 pub mod attach;
 pub mod client;
@@ -8,4 +9,5 @@ pub mod envelope;
 pub mod error;
 pub mod hostfwd;
 pub mod server;
+pub mod session;
 pub mod verbs;

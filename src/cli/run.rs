@@ -20,12 +20,14 @@ use nix::sys::signal::SigSet;
 use super::run_args::{RunArgs, Switch};
 use super::{FAILURE, Failure};
 use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
+use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish, resolv};
+use crate::sandbox::desk::Identity as SandboxIdentity;
 use crate::sandbox::inside::Setup;
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::users::{self, Identity, UserChoice};
-use crate::sandbox::{files, host_dns, ports, state};
+use crate::sandbox::{control, files, host_dns, ports, state};
 use crate::sys;
 
 /// Longest host name (HOST_NAME_MAX, limits.h) and longest label of one (RFC 1035, section 2.3.4).
@@ -42,7 +44,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
     let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
-    let _entry = state::register(
+    let entry = state::register(
         &runtime_dir,
         &state::Sandbox {
             id: wanted.id.clone(),
@@ -52,6 +54,16 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         },
     )
     .map_err(state_error)?;
+    let control = match control::listen_at(entry.socket()) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(
+                "there is no control socket for this sandbox: cannot make {}: {error}",
+                entry.socket().display()
+            );
+            None
+        }
+    };
     let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
     let shares_terminal = std::fs::File::open("/dev/tty").is_ok();
     let foreground = shares_terminal && is_interactive();
@@ -80,7 +92,10 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
             command: wanted.command,
         },
         maps: wanted.maps,
-        dns: wanted.dns,
+        desired: wanted.desired,
+        identity: SandboxIdentity { id: wanted.id.clone(), name: wanted.name },
+        entry,
+        control,
         listeners,
         pcap,
         shares_terminal,
@@ -117,10 +132,10 @@ struct Wanted {
     guest_mac: crate::network::config::Mac,
     outbound_v4: Option<Ipv4Addr>,
     outbound_v6: Option<Ipv6Addr>,
-    dns: Option<Vec<SocketAddr>>,
+    desired: Desired,
     dns_search: Vec<String>,
     dns_options: Vec<String>,
-    add_host: Vec<(String, Vec<IpAddr>)>,
+    add_host: Vec<(String, IpAddr)>,
     own_pids: bool,
     identity: Identity,
     switch_user: bool,
@@ -185,6 +200,23 @@ impl Wanted {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| Failure::usage("the command has a NUL byte in it"))?;
         let (outbound_v4, outbound_v6) = check_outbound(&args.outbound_addr, ipv6)?;
+        let dns_search = words_or("search domain", &args.dns_search, host.search)?;
+        let dns_options = words_or("resolver option", &args.dns_option, host.options)?;
+        let mut add_host: Vec<(String, IpAddr)> = Vec::new();
+        for text in &args.add_host {
+            let host = parse_add_host(text, &v4)?;
+            // Once is enough.
+            if !add_host.contains(&host) {
+                add_host.push(host);
+            }
+        }
+        let settings = DnsSettings {
+            servers: (!dns.is_empty()).then_some(dns),
+            search: dns_search.clone(),
+            options: dns_options.clone(),
+            zones: Vec::new(),
+        };
+        let desired = Desired::new(settings, &add_host, &desired::Limits::default()).map_err(|error| usage(&error))?;
         Ok(Self {
             id,
             name,
@@ -195,10 +227,10 @@ impl Wanted {
             guest_mac,
             outbound_v4,
             outbound_v6,
-            dns: (!dns.is_empty()).then_some(dns),
-            dns_search: words_or("search domain", &args.dns_search, host.search)?,
-            dns_options: words_or("resolver option", &args.dns_option, host.options)?,
-            add_host: args.add_host.iter().map(|text| parse_add_host(text, &v4)).collect::<Result<_, _>>()?,
+            desired,
+            dns_search,
+            dns_options,
+            add_host,
             hostname,
             own_pids,
             identity: users.identity,
@@ -287,16 +319,16 @@ fn words_or(what: &str, given: &[String], host: Vec<String>) -> Result<Vec<Strin
 }
 
 /// `NAME:IP`, `NAME=IP`; IP may be in brackets, or `host-gateway`.
-fn parse_add_host(text: &str, v4: &PlanV4) -> Result<(String, Vec<IpAddr>), Failure> {
+fn parse_add_host(text: &str, v4: &PlanV4) -> Result<(String, IpAddr), Failure> {
     let bad = |why: &str| Failure::usage(format!("host entry '{text}' {why}; write NAME:IP or NAME:host-gateway"));
     let (name, address) = text.split_once([':', '=']).ok_or_else(|| bad("has no address"))?;
     check_hostname(name).map_err(|_| bad("has no usable name"))?;
     if address == "host-gateway" {
-        return Ok((name.to_owned(), vec![IpAddr::V4(v4.gateway)]));
+        return Ok((name.to_owned(), IpAddr::V4(v4.gateway)));
     }
     let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
     let address = bare.parse().map_err(|_| bad("has no IP address"))?;
-    Ok((name.to_owned(), vec![address]))
+    Ok((name.to_owned(), address))
 }
 
 /// Addresses of the host, or of an interface; each must be one that can be bound.
@@ -492,7 +524,7 @@ mod tests {
         assert_eq!(wanted.mtu, 65520);
         assert_eq!(wanted.v4.guest, Ipv4Addr::new(10, 0, 2, 100));
         assert!(wanted.v6.is_some_and(|plan| plan.guest.is_unique_local()));
-        assert!(wanted.own_pids && wanted.dns.is_none());
+        assert!(wanted.own_pids && wanted.desired.dns().servers.is_none());
         assert_ne!(check("").map(|w| w.id).ok(), Some(wanted.id));
     }
 
@@ -547,9 +579,10 @@ mod tests {
             "--add-host db:host-gateway --add-host six:[fd00::1] --add-host e=fd00::2 --dns 192.0.2.1 --dns [::1]:5353",
         )
         .unwrap_or_else(|f| panic!("{f:?}"));
-        let hosts: Vec<String> = wanted.add_host.iter().map(|(n, a)| format!("{n} {}", a[0])).collect();
+        let hosts: Vec<String> = wanted.add_host.iter().map(|(n, a)| format!("{n} {a}")).collect();
         assert_eq!(hosts, ["db 10.0.2.2", "six fd00::1", "e fd00::2"]);
-        let dns: Vec<String> = wanted.dns.unwrap_or_default().iter().map(ToString::to_string).collect();
+        let dns: Vec<String> =
+            wanted.desired.dns().servers.clone().unwrap_or_default().iter().map(ToString::to_string).collect();
         assert_eq!(dns, ["192.0.2.1:53", "[::1]:5353"]);
     }
 

@@ -12,14 +12,15 @@
 //! Text in, values out; binding is the monitor's (`sandbox::ports`). Deliberately not here: host names as addresses,
 //! SCTP, IPv6 scopes.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use super::config::Proto;
 
-/// Most ports that one sandbox publishes: each costs a host descriptor or two in two processes.
-pub const MAX_PORTS: usize = 1024;
+/// Most ports that are published by one command or one request: each costs a host descriptor or two in two processes.
+pub const MAX_PORTS: usize = 16_384;
 
 /// Which host port stands for a published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,31 +83,36 @@ pub fn parse(spec: &str) -> Result<Vec<Publish>, PublishError> {
 
 /// Reads all `-p` of a command and refuses two that want the same host port.
 pub fn parse_all<S: AsRef<str>>(specs: &[S]) -> Result<Vec<Publish>, PublishError> {
-    let mut all: Vec<(Publish, &str)> = Vec::new();
+    let mut all: Vec<Publish> = Vec::new();
+    // Only the same fixed host port can clash.
+    let mut by_port: HashMap<(Proto, u16), Vec<(Publish, &str)>> = HashMap::new();
     for spec in specs {
         let spec = spec.as_ref();
         let fail = |fault| PublishError { spec: spec.to_owned(), fault };
         for port in parse(spec)? {
-            if let Some((_, other)) = all.iter().find(|(other, _)| clash(other, &port)) {
-                return Err(fail(Fault::Clash((*other).to_owned())));
+            if let HostPort::Fixed(number) = port.host_port {
+                let same = by_port.entry((port.proto, number)).or_default();
+                if let Some((_, other)) = same.iter().find(|(other, _)| clash(other, &port)) {
+                    return Err(fail(Fault::Clash((*other).to_owned())));
+                }
+                same.push((port, spec));
             }
             if all.len() == MAX_PORTS {
                 return Err(fail(Fault::TooMany));
             }
-            all.push((port, spec));
+            all.push(port);
         }
     }
-    Ok(all.into_iter().map(|(port, _)| port).collect())
+    Ok(all)
 }
 
-/// True if two can never both be bound: one transport, one fixed port, overlapping addresses.
+/// True if two of one transport and one fixed port can never both be bound: their addresses overlap.
 fn clash(a: &Publish, b: &Publish) -> bool {
-    let fixed = matches!((a.host_port, b.host_port), (HostPort::Fixed(x), HostPort::Fixed(y)) if x == y);
     let covers = |wide: Option<IpAddr>, other: Option<IpAddr>| match (wide, other) {
         (None, _) | (_, None) => true,
         (Some(x), Some(y)) => x == y || (x.is_unspecified() && x.is_ipv4() == y.is_ipv4()),
     };
-    fixed && a.proto == b.proto && (covers(a.host, b.host) || covers(b.host, a.host))
+    covers(a.host, b.host) || covers(b.host, a.host)
 }
 
 fn parse_spec(spec: &str) -> Result<Vec<Publish>, Fault> {
@@ -316,8 +322,8 @@ mod tests {
 
     #[test]
     fn the_number_of_ports_is_bounded() {
-        assert_eq!(parse("1001-2024:1-1024").unwrap().len(), MAX_PORTS);
-        assert!(parse_all(&["1001-2024:1-1024", "80"]).unwrap_err().to_string().contains("more than 1024"));
+        assert_eq!(parse("1001-17384:1-16384").unwrap().len(), MAX_PORTS);
+        assert!(parse_all(&["1001-17384:1-16384", "80"]).unwrap_err().to_string().contains("more than 16384"));
     }
 
     proptest::proptest! {

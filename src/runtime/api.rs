@@ -70,7 +70,7 @@ impl Legacy {
         })
     }
 
-    async fn other(&self, Envelope { execute, arguments }: Envelope) -> Answer {
+    async fn other(&self, Envelope { execute, arguments, .. }: Envelope) -> Answer {
         match &self.observer {
             Some(observer) if execute == SUBSCRIBE => match observer.subscribe(arguments) {
                 Ok(subscription) => Answer {

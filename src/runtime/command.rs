@@ -41,6 +41,15 @@ pub enum Command {
         /// Whether it is served now.
         done: oneshot::Sender<io::Result<()>>,
     },
+    /// Serve several more, up to the first that cannot be served.
+    ListenAll {
+        /// The first one's number.
+        first: usize,
+        /// What they are, with their sockets.
+        ports: Vec<(Listener, OwnedFd)>,
+        /// Whether all are served now.
+        done: oneshot::Sender<io::Result<()>>,
+    },
     /// Close a published port's socket. Established TCP flows go on; UDP clients are forgotten.
     Unlisten {
         /// Its number.
@@ -160,6 +169,19 @@ impl DataPlane {
         self.know(number, listener);
         self.0.hub.port(EventKind::PortBound, &listener);
         Ok(number)
+    }
+
+    /// Has several more ports served; they get consecutive numbers, served or not. One turn of the data plane serves
+    /// them all, so they come in batches (`attach::MAX_FDS`: a third of a millisecond).
+    pub async fn listen_all(&self, ports: Vec<(Listener, OwnedFd)>) -> io::Result<()> {
+        let first = self.0.next_listener.fetch_add(ports.len(), Ordering::Relaxed);
+        let listeners: Vec<Listener> = ports.iter().map(|(listener, _)| *listener).collect();
+        self.ask(|done| Command::ListenAll { first, ports, done }).await??;
+        for (at, listener) in listeners.into_iter().enumerate() {
+            self.know(first + at, listener);
+            self.0.hub.port(EventKind::PortBound, &listener);
+        }
+        Ok(())
     }
 
     /// Has a port closed; returns whether it was there.

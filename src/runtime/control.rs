@@ -1,26 +1,28 @@
 //! The control plane thread: a tokio current-thread runtime for what is slow.
 //!
 //! It listens to the [`Supervisor`] and answers the guest's DNS queries by asking upstream. A monitor's attach connection
-//! is the lease: when it closes, the process ends; new name servers are told over it. A process that stands alone looks
+//! is the lease: when it closes, the process ends; what else is said over it is in `runtime::told`. A process that stands alone looks
 //! for them itself, when it is asked for a name and has not looked for [`LOOK_AGAIN`]. Queries come over a bounded channel; answers go back over another,
 //! with an eventfd that wakes the data plane. Both drop when full.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::answers::Answers;
 use super::api::Legacy;
 use super::command::DataPlane;
 use super::events::{self, FlowHearer};
 use super::observe::{Identity, Observer};
-use crate::api::attach::{self, AttachError, ToNetwork, ZoneParts};
+use super::told::Told;
+use crate::api::attach::ZoneParts;
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 use crate::network::config::DnsZone;
 use crate::network::zone::{self, Record, Zone};
@@ -105,7 +107,7 @@ impl Names {
         }
     }
 
-    fn tell(&self, resolver: &Resolver) {
+    pub(super) fn tell(&self, resolver: &Resolver) {
         resolver.set_servers(self.servers.clone());
         resolver.set_zones(&self.zones);
         resolver.set_zone(self.zone.clone());
@@ -151,49 +153,40 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, mut dns, mut queries, answers, wake, api, plane, observed } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, api, plane, observed } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         dns.tell(&resolver);
         let hub = plane.hub().clone();
         let observer = observed.map(|(identity, hearer)| {
             tokio::task::spawn_local(events::watch(plane.clone(), hearer, Arc::clone(&resolver)));
-            Observer::new(plane, identity, Arc::clone(&resolver))
+            Observer::new(plane.clone(), identity, Arc::clone(&resolver))
         });
         if let Some((listener, mut handler)) = api {
-            if let Some(observer) = observer {
+            if let Some(observer) = observer.clone() {
                 handler.observe_with(observer);
             }
             tokio::task::spawn_local(super::api::serve(listener, handler));
         }
-        let (conn, mut look) = match supervisor {
-            Supervisor::Monitor(conn) => match crate::sys::fd::watch(conn) {
-                Ok(conn) => (Some(conn), None),
-                Err(error) => {
-                    tracing::error!("cannot watch the attach connection: {error}");
-                    return;
+        let mut look = None;
+        let mut monitor = match supervisor {
+            Supervisor::Monitor(conn) => {
+                let asked = Rc::new(Answers::new(plane.clone(), observer));
+                match Told::start(conn, (Arc::clone(&resolver), dns), plane, asked) {
+                    Ok(told) => tokio::task::spawn_local(told.listen()),
+                    Err(error) => {
+                        tracing::error!("cannot watch the attach connection: {error}");
+                        return;
+                    }
                 }
-            },
-            Supervisor::Caller { host_dns } => (None, Some(Look { host_dns, at: None })),
+            }
+            Supervisor::Caller { host_dns } => {
+                look = Some(Look { host_dns, at: None });
+                tokio::task::spawn_local(std::future::pending())
+            }
         };
         loop {
             tokio::select! {
-                told = listen(conn.as_ref()) => match told {
-                    Some(ToNetwork::HostDns { servers, zones }) => {
-                        tracing::info!(?servers, ?zones, "name servers changed");
-                        (dns.servers, dns.zones) = (servers, zones);
-                        dns.tell(&resolver);
-                        hub.host_dns(&dns.servers);
-                    }
-                    Some(ToNetwork::Zone { records, more }) => {
-                        dns.take_part(records, more);
-                        if !more {
-                            tracing::debug!(records = dns.zone.records().len(), "the network's names changed");
-                            dns.tell(&resolver);
-                        }
-                    }
-                    Some(message) => tracing::warn!(?message, "message out of order from the monitor"),
-                    None => return,
-                },
+                _ = &mut monitor => return,
                 query = queries.recv() => {
                     if let Some(servers) = look.as_mut().and_then(Look::look) {
                         tracing::info!(?servers, "name servers changed");
@@ -222,23 +215,6 @@ impl Control {
                     None => return,
                     }
                 }
-            }
-        }
-    }
-}
-
-/// What the monitor tells next; None when it is gone. Without a monitor, never anything.
-async fn listen(conn: Option<&AsyncFd<OwnedFd>>) -> Option<ToNetwork> {
-    let Some(conn) = conn else { return std::future::pending().await };
-    loop {
-        let mut ready = conn.readable().await.ok()?;
-        match attach::recv::<ToNetwork>(conn.get_ref().as_fd()) {
-            Ok((message, _)) => return Some(message),
-            Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
-            Err(AttachError::Closed) => return None,
-            Err(error) => {
-                tracing::error!("{}", crate::telemetry::chain(&error));
-                return None;
             }
         }
     }

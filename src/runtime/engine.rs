@@ -665,6 +665,11 @@ impl Engine {
             Command::Listen { number, listener, fd, done } => {
                 let _ = done.send(self.sockets.add_listener(number, listener, fd));
             }
+            Command::ListenAll { first, ports, done } => {
+                let all = ports.into_iter().enumerate();
+                let result = all.map(|(at, (listener, fd))| self.sockets.add_listener(first + at, listener, fd));
+                let _ = done.send(result.collect());
+            }
             Command::Unlisten { number, done } => {
                 // What has come before is served: connections that clients hold for established, the guest's answers.
                 self.listener_ready(number, EpollFlags::EPOLLIN, now);

@@ -10,6 +10,7 @@
 //! only descriptors, and leaves when the connection closes: that is its lease. In slirp4netns mode ([`standalone`]) it is
 //! set up by its own command line and ends with its exit descriptor or its TAP.
 
+pub mod answers;
 pub mod api;
 pub mod capture;
 pub mod command;
@@ -20,6 +21,7 @@ pub mod forwards;
 pub mod observe;
 pub mod output;
 pub mod sockets;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -157,6 +159,7 @@ fn set_nonblocking(fd: &OwnedFd) -> Result<(), RuntimeError> {
 /// Listens to the monitor until it says `Start`.
 fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
     let mut attached: Option<Attached> = None;
+    let mut converses = false;
     loop {
         let (message, fds) = attach::recv::<ToNetwork>(conn.as_fd())?;
         match (message, &mut attached) {
@@ -164,6 +167,7 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                 if version > attach::VERSION {
                     return Err(RuntimeError::Protocol("the monitor is newer than this network process"));
                 }
+                converses = version >= attach::CONVERSES;
                 let mut fds = fds.into_iter();
                 let tap = fds.next().ok_or(RuntimeError::Protocol("no TAP came with the endpoint"))?;
                 let pcap = if pcap {
@@ -186,6 +190,9 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                     return Err(RuntimeError::Protocol("listeners and descriptors differ in number"));
                 }
                 attached.listeners.extend(listeners.into_iter().zip(fds));
+                if converses {
+                    attach::send(conn.as_fd(), &FromNetwork::Listened { error: None }, &[])?;
+                }
             }
             (ToNetwork::HostDns { servers, zones }, Some(attached)) => {
                 (attached.dns.servers, attached.dns.zones) = (servers, zones);

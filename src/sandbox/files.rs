@@ -63,8 +63,13 @@ pub enum FilesError {
     },
 }
 
+/// One host's line in /etc/hosts. The mark tells people whose it is; it is a comment to every reader (hosts(5)).
+pub fn host_line(address: IpAddr, name: &str) -> String {
+    format!("{address}\t{name}\t# tapway")
+}
+
 /// The text of /etc/hosts.
-pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extra: &[(String, Vec<IpAddr>)]) -> String {
+pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extra: &[(String, IpAddr)]) -> String {
     let mut text = String::from("# Made by tapway for this sandbox.\n");
     let mut line = |address: IpAddr, names: &str| {
         // Writing to a String does not fail.
@@ -78,10 +83,9 @@ pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extr
     if let Some(plan) = v6 {
         line(IpAddr::V6(plan.guest), hostname);
     }
-    for (name, addresses) in extra {
-        for &address in addresses {
-            line(address, name);
-        }
+    for (name, address) in extra {
+        text.push_str(&host_line(*address, name));
+        text.push('\n');
     }
     text
 }
@@ -96,26 +100,30 @@ pub struct Files {
 }
 
 impl Files {
-    /// Writes `files` (entry, text) on a tmpfs of their own, mounts each onto its entry, and leaves `covered` empty.
+    /// Writes `files` (entry, text) on a tmpfs of their own, mounts each onto its entry, and leaves `covered` empty. Also
+    /// returns each file, open to read and write.
     ///
     /// The tmpfs is mounted on the first of `covered`, which is then covered once more: so it needs no directory of
     /// its own and is not seen.
-    pub fn place(covered: &[PathBuf], files: &[(&str, &str)]) -> Result<Self, FilesError> {
+    pub fn place(covered: &[PathBuf], files: &[(&str, &str)]) -> Result<(Self, Vec<OwnedFd>), FilesError> {
         let Some(spot) = covered.first() else {
             return Err(FilesError::Open { path: PathBuf::new(), source: Errno::ENOENT });
         };
         mount_tmpfs(spot, "mode=0755,size=1m,nr_inodes=64")?;
         let store = open_path(spot).map_err(|source| FilesError::Open { path: spot.clone(), source })?;
         let mut this = Self { store, placed: Vec::new() };
+        let mut opened = Vec::new();
         for &(entry, text) in files {
             let entry = PathBuf::from(entry);
             let path = spot.join(entry.file_name().unwrap_or(OsStr::new("file")));
-            let write = || -> std::io::Result<()> {
+            let write = || -> std::io::Result<OwnedFd> {
                 use std::io::Write as _;
-                let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
-                file.write_all(text.as_bytes())
+                let mut file =
+                    std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path)?;
+                file.write_all(text.as_bytes())?;
+                Ok(file.into())
             };
-            write().map_err(|source| FilesError::Write { path: path.clone(), source })?;
+            opened.push(write().map_err(|source| FilesError::Write { path: path.clone(), source })?);
             let file = open_path(&path).map_err(|source| FilesError::Open { path: path.clone(), source })?;
             this.placed.push((file, entry));
         }
@@ -127,7 +135,7 @@ impl Files {
                 other => other?,
             }
         }
-        Ok(this)
+        Ok((this, opened))
     }
 
     /// Mounts our files onto their entries wherever they are not (any more): at the start, and when the host's change
@@ -283,13 +291,16 @@ mod tests {
     fn hosts() {
         let v4 = plan_v4("10.0.2.0/24".parse().unwrap()).unwrap();
         let v6 = plan_v6("fd00::/64".parse().unwrap()).unwrap();
-        let extra = vec![("db".to_owned(), vec!["10.0.2.2".parse().unwrap()])];
+        let extra = vec![("db".to_owned(), "10.0.2.2".parse().unwrap())];
         let text = hosts_text("box", Some(&v4), Some(&v6), &extra);
         let lines: Vec<Vec<&str>> =
             text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split_ascii_whitespace().collect()).collect();
         assert_eq!(lines[0], ["127.0.0.1", "localhost"]);
         assert_eq!(lines[1][..2], ["::1", "localhost"]);
-        assert_eq!(lines[2..], [vec!["10.0.2.100", "box"], vec!["fd00::64", "box"], vec!["10.0.2.2", "db"]]);
+        assert_eq!(
+            lines[2..],
+            [vec!["10.0.2.100", "box"], vec!["fd00::64", "box"], vec!["10.0.2.2", "db", "#", "tapway"]]
+        );
     }
 
     #[test]

@@ -131,8 +131,10 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
         return Err(call("be told of the uid map")(Errno::EPROTO));
     };
     let mut notes = Vec::new();
-    let files = make_files(setup, &mut notes)?;
-    attach::send(conn, &FromSandbox::Prepared { notes }, &[])?;
+    let (files, opened) = make_files(setup, &mut notes)?;
+    let raw: Vec<_> = opened.iter().map(AsRawFd::as_raw_fd).collect();
+    attach::send(conn, &FromSandbox::Prepared { notes }, &raw)?;
+    drop(opened);
     // Not a signal for a command that is not there yet; a change of the host's files can wait, too.
     while !matches!(attach::recv::<ToSandbox>(conn)?.0, ToSandbox::Go) {}
     files.put_back()?;
@@ -168,7 +170,7 @@ fn make_interface(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     Ok(())
 }
 
-fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<Files, InsideError> {
+fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<(Files, Vec<OwnedFd>), InsideError> {
     sethostname(&setup.hostname).map_err(call("set the host name"))?;
     // As in Docker: no port is privileged in a network of one's own, and every group may ping.
     let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
@@ -181,7 +183,8 @@ fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<Files, InsideErr
         }
     }
     files::make_private()?;
-    let files = Files::place(&setup.hidden, &[("/etc/resolv.conf", &setup.resolv_conf), ("/etc/hosts", &setup.hosts)])?;
+    let placed =
+        Files::place(&setup.hidden, &[("/etc/resolv.conf", &setup.resolv_conf), ("/etc/hosts", &setup.hosts)])?;
     if let Err(errno) = files::mount_sys() {
         notes.push(format!("/sys inside still shows the host's interfaces: {errno}"));
     }
@@ -190,7 +193,7 @@ fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<Files, InsideErr
     {
         notes.push(format!("/proc inside is the host's (its numbers are not those of the sandbox): {errno}"));
     }
-    Ok(files)
+    Ok(placed)
 }
 
 /// Starts the command and stands by it to its end.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both children start at once and in parallel; nothing is waited for but what the next step needs. Then one poll(2) loop
-//! serves signals (signalfd), the first process, the network process and the watch on the host's resolv.conf.
+//! serves signals (signalfd), the first process, the network process, the watch on the host's resolv.conf and the clients
+//! of the control socket (`sandbox::control`; what they ask is done by `sandbox::desk`).
 //!
 //! A network process that dies is replaced at once by one that gets the same TAP and listeners, of which the monitor
 //! keeps duplicates; [`MAX_DEATHS`] within [`DEATHS_WITHIN`] end the sandbox with an error. Signals that were sent to the
@@ -17,10 +18,11 @@
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -32,12 +34,19 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
+use super::control::{self, Server, Watched};
+use super::desk::{self, Answered, Desk, Identity};
+use super::edit::Edited;
 use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::inside::{self, Setup};
+use super::link::Link;
 use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
-use crate::api::attach::{self, AttachError, FromNetwork, MAX_FDS, ToNetwork, VERSION};
+use super::state::{self, Entry};
+use crate::api::attach::{self, AttachError, FromNetwork};
+use crate::api::session::Limits;
 use crate::network::config::{EndpointConfig, Listener};
+use crate::network::desired::Desired;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry;
 
@@ -78,8 +87,14 @@ pub struct Plan {
     pub setup: Setup,
     /// Users; see `sandbox::users`.
     pub maps: Maps,
-    /// Name servers given by the user; None follows the host.
-    pub dns: Option<Vec<SocketAddr>>,
+    /// DNS settings and hosts.
+    pub desired: Desired,
+    /// Name and id.
+    pub identity: Identity,
+    /// The sandbox's place among those that run.
+    pub entry: Entry,
+    /// The listening control socket, where it could be had.
+    pub control: Option<UnixListener>,
     /// Published ports, bound.
     pub listeners: Vec<(Listener, OwnedFd)>,
     /// Capture file, open.
@@ -225,7 +240,7 @@ impl Drop for Child {
 /// A network process and the connection to it.
 #[derive(Debug)]
 struct Network {
-    conn: OwnedFd,
+    link: Link,
     child: Child,
     ready: bool,
 }
@@ -237,8 +252,12 @@ struct Monitor {
     network: Network,
     deaths: VecDeque<Instant>,
     /// Duplicate of the guest's TAP, once it exists.
-    tap: Option<OwnedFd>,
-    servers: Vec<SocketAddr>,
+    tap: Option<Rc<OwnedFd>>,
+    pcap: Option<Rc<OwnedFd>>,
+    desk: Desk,
+    control: Option<Server>,
+    /// Lines of the sandbox's files as the first process writes them.
+    ours: Ours,
     started: Instant,
     /// From [`WATCH_AFTER`] on.
     watcher: Option<Watcher>,
@@ -246,6 +265,13 @@ struct Monitor {
     gone: bool,
     /// The command's process group is the terminal's foreground.
     lent_terminal: bool,
+}
+
+/// Lines of the sandbox's files that are ours to change.
+#[derive(Clone, Debug)]
+struct Ours {
+    hosts: Vec<String>,
+    resolv: Vec<String>,
 }
 
 /// What the watcher looks for beside resolv.conf.
@@ -260,10 +286,17 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
     // These take longest to start, so all else is done while they run.
     let maps = plan.maps.clone();
     let mapping = Mapping::start(init.pid, &maps);
-    let servers = match &plan.dns {
-        Some(servers) => servers.clone(),
-        None => host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
-    };
+    let mut plan = plan;
+    let mut desk = Desk::new(
+        plan.identity.clone(),
+        plan.endpoint.clone(),
+        std::mem::take(&mut plan.listeners),
+        plan.desired.clone(),
+        host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
+    );
+    desk.network_pid = network.child.pid.as_raw();
+    let control = plan.control.take().map(|listener| Server::new(listener, desk::VERBS, Limits::default()));
+    let pcap = plan.pcap.take().map(Rc::new);
     let mut monitor = Monitor {
         plan,
         sandbox,
@@ -271,7 +304,10 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         network,
         deaths: VecDeque::new(),
         tap: None,
-        servers,
+        pcap,
+        ours: Ours { hosts: desk.host_lines(), resolv: desk.resolv_lines() },
+        desk,
+        control,
         started: Instant::now(),
         watcher: None,
         prepared: false,
@@ -283,11 +319,16 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
     monitor.take_terminal();
     // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
     // as does that of the watch), so it is left to the network process, and runs while we close the rest.
-    let Monitor { sandbox, init, network: Network { conn, child, .. }, tap, plan, watcher, .. } = monitor;
+    let Monitor {
+        sandbox, init, network: Network { link, child, .. }, tap, pcap, plan, desk, control, watcher, ..
+    } = monitor;
     drop(sandbox);
     drop(init);
     drop(tap);
-    drop(conn);
+    drop(pcap);
+    drop(link);
+    drop(desk);
+    drop(control);
     drop(plan);
     drop(watcher);
     child.leave(LEAVE_TIME);
@@ -333,7 +374,11 @@ fn connection() -> Result<(OwnedFd, OwnedFd), RunError> {
 fn start_network(body: fn(OwnedFd) -> ExitCode) -> Result<Network, RunError> {
     let (ours, theirs) = connection()?;
     match spawn::fork().map_err(call("fork the network process"))? {
-        Forked::Parent(pid) => Ok(Network { conn: ours, child: Child::new(pid), ready: false }),
+        Forked::Parent(pid) => {
+            let child = Child::new(pid);
+            let link = Link::new(ours).map_err(call("make the attach connection non-blocking"))?;
+            Ok(Network { link, child, ready: false })
+        }
         Forked::Child => spawn::leave_with(|| {
             spawn::close_all_but(&[theirs.as_fd()]);
             let _ = nix::unistd::setsid();
@@ -398,44 +443,120 @@ impl Monitor {
 
     fn serve(&mut self, signals: &SignalFd) -> Result<u8, RunError> {
         loop {
-            let watch = self.watcher.as_ref().and_then(Watcher::fd);
-            let timeout = match (&self.watcher, watch) {
-                (Some(_), Some(_)) => PollTimeout::NONE,
-                (Some(_), None) => timeout_of(host_dns::FALLBACK),
-                (None, _) => timeout_of(WATCH_AFTER.saturating_sub(self.started.elapsed())),
-            };
-            let mut fds = vec![
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.network.conn.as_fd(), PollFlags::POLLIN),
-            ];
-            fds.extend(watch.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            let happened = match poll(&mut fds, timeout) {
-                Ok(happened) => happened,
+            let (ready, clients, happened) = match self.wait(signals) {
+                Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(source) => return Err(call("poll")(source)),
             };
-            let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
-            let [signalled, sandbox, network] = [ready[0], ready[1], ready[2]];
-            let watched = ready.get(3).copied().unwrap_or(happened == 0 || self.watcher.is_none());
-            if signalled {
+            let [signalled, sandbox, network, watched] = ready;
+            let watched = watched.unwrap_or(happened == 0 || self.watcher.is_none());
+            if signalled == Some(true) {
                 self.handle_signals(signals)?;
             }
-            if sandbox && let Some(code) = self.handle_sandbox()? {
+            if sandbox == Some(true)
+                && let Some(code) = self.handle_sandbox()?
+            {
                 return Ok(code);
             }
-            if network {
+            if network == Some(true) {
                 self.handle_network()?;
             }
+            self.handle_clients(&clients)?;
             let first = self.watcher.is_none();
             if watched && self.is_host_changed() {
                 self.handle_host_files()?;
             }
+            self.settle()?;
             if first && self.watcher.is_some() {
                 // Everything is under way: from here on there is little to do but wait.
                 crate::sys::memory::drop_text();
             }
         }
+    }
+
+    /// Waits for something to happen: which of signals, sandbox, network process and watch are ready (None: not waited
+    /// for), and what became of each client.
+    #[allow(clippy::type_complexity, reason = "read at one place")]
+    fn wait(&self, signals: &SignalFd) -> nix::Result<([Option<bool>; 4], Vec<(Watched, PollFlags)>, i32)> {
+        let watch = self.watcher.as_ref().and_then(Watcher::fd);
+        let now = self.started.elapsed();
+        let mut wait = match (&self.watcher, watch) {
+            (Some(_), Some(_)) => None,
+            (Some(_), None) => Some(host_dns::FALLBACK),
+            (None, _) => Some(WATCH_AFTER.saturating_sub(now)),
+        };
+        let clients = self.control.as_ref().and_then(Server::next_timeout);
+        for at in [clients, self.desk.next_timeout()].into_iter().flatten() {
+            let left = at.saturating_sub(now);
+            wait = Some(wait.map_or(left, |wait| wait.min(left)));
+        }
+        let link = &self.network.link;
+        let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN),
+            PollFd::new(link.fd(), PollFlags::POLLIN | output),
+        ];
+        fds.extend(watch.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let own = fds.len();
+        let clients = self.control.as_ref().map(Server::interests).unwrap_or_default();
+        fds.extend(clients.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
+        let happened = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
+        let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
+        let ready = [0, 1, 2, 3].map(|at| (at < own).then(|| !events(&fds[at]).is_empty()));
+        let clients = clients.iter().zip(&fds[own..]).map(|(&(what, ..), fd)| (what, events(fd)));
+        Ok((ready, clients.filter(|(_, events)| !events.is_empty()).collect(), happened))
+    }
+
+    /// Whatever clients did, and what they ask for.
+    fn handle_clients(&mut self, ready: &[(Watched, PollFlags)]) -> Result<(), RunError> {
+        let now = self.started.elapsed();
+        let Some(control) = &mut self.control else { return Ok(()) };
+        for &(what, events) in ready {
+            control.handle(what, events, now);
+        }
+        control.handle_timeout(now);
+        control.set_more(false);
+        for taken in 1.. {
+            let Some((key, request, fds)) = control.next_request(now) else { break };
+            let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
+            if let Some(reply) = self.desk.obey(key, request, fds, &mut self.network.link, now, about)? {
+                control.reply(key, reply, now);
+            }
+            if taken == control::REQUESTS {
+                control.set_more(true);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, answered: Vec<Answered>) {
+        let now = self.started.elapsed();
+        let Some(control) = &mut self.control else { return };
+        for Answered { key, reply } in answered {
+            match reply {
+                Some(reply) => control.reply(key, reply, now),
+                None => control.subscribe(key),
+            }
+        }
+    }
+
+    /// What is left to do at the end of a turn.
+    fn settle(&mut self) -> Result<(), RunError> {
+        let now = self.started.elapsed();
+        let late = self.desk.handle_timeout(now, &mut self.network.link)?;
+        self.answer(late);
+        self.desk.tell_due(&mut self.network.link)?;
+        self.network.link.flush()?;
+        if std::mem::take(&mut self.desk.stale) {
+            let Identity { id, name } = self.plan.identity.clone();
+            let state = state::Sandbox { id, name, pid: std::process::id(), ports: self.desk.ports.listeners() };
+            if let Err(error) = self.plan.entry.update(&state) {
+                tracing::warn!("{}", telemetry::chain(&error));
+            }
+        }
+        Ok(())
     }
 
     fn handle_signals(&mut self, signals: &SignalFd) -> Result<(), RunError> {
@@ -498,8 +619,8 @@ impl Monitor {
         match message {
             FromSandbox::Tap { offloads } => {
                 let tap = fds.pop().ok_or(RunError::InitDied("it sent no TAP".to_owned()))?;
-                self.tap = Some(tap);
-                self.plan.endpoint.offloads = offloads;
+                self.tap = Some(Rc::new(tap));
+                self.desk.endpoint.offloads = offloads;
                 tracing::info!(
                     vnet_hdr = offloads.vnet_hdr,
                     csum = offloads.csum,
@@ -513,6 +634,10 @@ impl Monitor {
             FromSandbox::Prepared { notes } => {
                 for note in notes {
                     tracing::info!("{note}");
+                }
+                if let (Some(hosts), Some(resolv)) = (fds.pop(), fds.pop()) {
+                    let Ours { hosts: host_lines, resolv: resolv_lines } = self.ours.clone();
+                    self.desk.handle_files(Edited::new(resolv, resolv_lines), Edited::new(hosts, host_lines));
                 }
                 self.prepared = true;
                 self.go_if_ready()?;
@@ -548,38 +673,33 @@ impl Monitor {
     }
 
     /// Tells the network process everything, with duplicates of every descriptor.
-    fn attach(&self) -> Result<(), RunError> {
+    fn attach(&mut self) -> Result<(), RunError> {
         let Some(tap) = &self.tap else { return Ok(()) };
-        let conn = self.network.conn.as_fd();
-        let send = |message: &ToNetwork, fds: &[BorrowedFd<'_>]| {
-            let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-            attach::send(conn, message, &raw).or_else(ignore_closed)
-        };
-        let mut fds = vec![tap.as_fd()];
-        fds.extend(self.plan.pcap.as_ref().map(AsFd::as_fd));
-        let endpoint = Box::new(self.plan.endpoint.clone());
-        send(&ToNetwork::Attach { version: VERSION, endpoint, pcap: self.plan.pcap.is_some() }, &fds)?;
-        for batch in self.plan.listeners.chunks(MAX_FDS) {
-            let listeners = batch.iter().map(|(listener, _)| *listener).collect();
-            let fds: Vec<BorrowedFd<'_>> = batch.iter().map(|(_, fd)| fd.as_fd()).collect();
-            send(&ToNetwork::Listen { listeners }, &fds)?;
-        }
-        send(&ToNetwork::HostDns { servers: self.servers.clone(), zones: Vec::new() }, &[])?;
-        send(&ToNetwork::Start, &[])?;
-        Ok(())
+        let link = &mut self.network.link;
+        self.desk.attach(link, tap, self.pcap.as_ref())?;
+        let control = self.control.as_ref();
+        Ok(self.desk.resubscribe(link, |key| control?.connection(key))?)
     }
 
+    /// Everything that the network process has said.
     fn handle_network(&mut self) -> Result<(), RunError> {
-        match attach::recv::<FromNetwork>(&self.network.conn) {
-            Ok((FromNetwork::Ready, _)) => {
-                self.network.ready = true;
-                self.go_if_ready()
-            }
-            Ok((FromNetwork::Failed { desc }, _)) => Err(RunError::Network(desc)),
-            Err(AttachError::Closed) => self.replace_network(),
-            Err(error) => {
-                tracing::warn!("the network process talks nonsense and is replaced: {}", telemetry::chain(&error));
-                self.replace_network()
+        loop {
+            match self.network.link.hear() {
+                Ok(None) => return Ok(()),
+                Ok(Some(FromNetwork::Ready)) => {
+                    self.network.ready = true;
+                    self.go_if_ready()?;
+                }
+                Ok(Some(FromNetwork::Failed { desc })) => return Err(RunError::Network(desc)),
+                Ok(Some(word)) => {
+                    let answered = self.desk.handle_word(word, &mut self.network.link)?;
+                    self.answer(answered);
+                }
+                Err(AttachError::Closed) => return self.replace_network(),
+                Err(error) => {
+                    tracing::warn!("the network process talks nonsense and is replaced: {}", telemetry::chain(&error));
+                    return self.replace_network();
+                }
             }
         }
     }
@@ -598,7 +718,10 @@ impl Monitor {
             return Err(RunError::NetworkDied { how });
         }
         tracing::warn!("the network process died ({how}); starting another");
+        let answered = self.desk.handle_lost();
+        self.answer(answered);
         self.network = start_network(self.plan.network_process)?;
+        self.desk.network_pid = self.network.child.pid.as_raw();
         self.attach()
     }
 
@@ -618,18 +741,7 @@ impl Monitor {
     fn handle_host_files(&mut self) -> Result<(), RunError> {
         // A rename over the host's file takes our mount in the sandbox away.
         self.tell(&ToSandbox::Files)?;
-        if self.plan.dns.is_some() {
-            return Ok(());
-        }
-        let servers = host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF)));
-        if servers != self.servers {
-            tracing::info!(?servers, "the host's name servers changed");
-            self.servers = servers;
-            if self.tap.is_some() {
-                let message = ToNetwork::HostDns { servers: self.servers.clone(), zones: Vec::new() };
-                attach::send(&self.network.conn, &message, &[]).or_else(ignore_closed)?;
-            }
-        }
+        self.desk.handle_host_servers(host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Binding published ports on the host, as the user, before anything else is started.
+//! Binding published ports on the host, as the user: before anything else is started, and when the control socket asks.
 //!
 //! All or nothing: the first port that cannot be had fails the lot, with its number, and what was bound is released.
 //! Without a host address a port is bound on 0.0.0.0 and on [::] (IPv6 only), one number for both, also where the kernel
@@ -34,6 +34,11 @@ pub fn bind_all(ports: &[Publish]) -> Result<Vec<(Listener, OwnedFd)>, PortError
         }
     }
     Ok(bound)
+}
+
+/// How many sockets a publication takes at most.
+pub fn sockets(publish: &Publish) -> usize {
+    if publish.host.is_some() { 1 } else { 2 }
 }
 
 fn bind_one(host: IpAddr, port: u16, publish: &Publish) -> Result<(Listener, OwnedFd), PortError> {

@@ -7,7 +7,7 @@
 //! sandbox                          monitor
 //!   Tap {offloads} + [tap]   ──►             the device exists (addresses may not yet)
 //!                            ◄──   Mapped    uid and gid maps are written
-//!   Prepared {notes}         ──►             namespaces are complete
+//!   Prepared {notes} + [2]   ──►             namespaces are complete; /etc/resolv.conf and /etc/hosts, to be edited
 //!                            ◄──   Go        the network is ready: start the command
 //!                            ◄──   Signal    (at any time) for the command
 //!                            ◄──   Files     (at any time) look whether /etc/resolv.conf and /etc/hosts are still ours
@@ -30,7 +30,7 @@ pub enum FromSandbox {
         /// What the kernel granted.
         offloads: Offloads,
     },
-    /// Everything but the command is there.
+    /// Everything but the command is there. Descriptors: the sandbox's resolv.conf and hosts.
     Prepared {
         /// What had to be left out, for the log.
         notes: Vec<String>,

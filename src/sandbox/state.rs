@@ -2,16 +2,18 @@
 //!
 //! `DIR/sandboxes/NAME.json` exists while a sandbox of that name runs and is locked (flock) by its monitor. The lock, not
 //! the file, is the truth: a file that can be locked belongs to a monitor that was killed, and whoever meets it removes
-//! it. So nothing needs a process id to be checked, and a name is free the moment its owner is dead.
+//! it. So nothing needs a process id to be checked, and a name is free the moment its owner is dead. The control socket,
+//! `DIR/sandboxes/ID.sock`, comes after its file and goes before it: one whose id is in no file is a dead monitor's.
 //!
 //! DIR is `$XDG_RUNTIME_DIR/tapway`, else `/run/user/UID/tapway`, else `/tmp/tapway-UID` (or `.1` to `.9` after that name); always a directory of the user's
 //! that nobody else can write to, or it is refused.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -21,8 +23,10 @@ use crate::network::config::Listener;
 
 /// Longest name, in bytes: room for a suffix within the 255 of a file name, and a DNS label.
 pub const MAX_NAME: usize = 63;
-/// Largest state file read, in bytes: 2048 listeners of some 100 each, and slack.
-const MAX_FILE: u64 = 1 << 20;
+/// Largest state file read, in bytes: 32 768 listeners of some 100 each, and slack.
+const MAX_FILE: u64 = 8 << 20;
+/// How often a file that is being written anew is looked at again, and how soon.
+const RETRIES: (u32, Duration) = (20, Duration::from_millis(1));
 
 /// How many names are tried in /tmp.
 const TMP_NAMES: u32 = 10;
@@ -127,11 +131,30 @@ fn make_private_dir(path: &Path) -> Result<(), StateError> {
 #[derive(Debug)]
 pub struct Entry {
     path: PathBuf,
-    _lock: Flock<std::fs::File>,
+    socket: PathBuf,
+    lock: Flock<std::fs::File>,
+}
+
+impl Entry {
+    /// Where the control socket belongs.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Writes the file anew. A reader finds the old text, the new one, or for a moment a mixture that is no JSON; so the
+    /// text takes one write, and one that is shorter is filled up with blanks.
+    pub fn update(&self, sandbox: &Sandbox) -> Result<(), StateError> {
+        let fail = || file_error("write", &self.path);
+        let mut text = serde_json::to_vec(sandbox).map_err(|error| fail()(error.into()))?;
+        let len = self.lock.metadata().map_err(fail())?.len();
+        text.resize(text.len().max(usize::try_from(len).unwrap_or(0)), b' ');
+        self.lock.write_all_at(&text, 0).map_err(fail())
+    }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
         // Removed while locked: nobody can meet it unlocked. If it is gone already, so much the better.
         let _ = std::fs::remove_file(&self.path);
     }
@@ -141,10 +164,7 @@ impl Drop for Entry {
 pub fn register(dir: &Path, sandbox: &Sandbox) -> Result<Entry, StateError> {
     let dir = dir.join("sandboxes");
     make_private_dir(&dir)?;
-    for other in list(&dir) {
-        // Reading removes it if it is stale; what cannot be read is not ours to judge.
-        let _ = read(&other);
-    }
+    remove_stale(&dir);
     let path = dir.join(format!("{}.json", sandbox.name));
     loop {
         let file = std::fs::OpenOptions::new()
@@ -171,7 +191,37 @@ pub fn register(dir: &Path, sandbox: &Sandbox) -> Result<Entry, StateError> {
         }
         let text = serde_json::to_vec(sandbox).map_err(|error| file_error("write", &path)(error.into()))?;
         lock.set_len(0).and_then(|()| lock.write_all(&text)).map_err(file_error("write", &path))?;
-        return Ok(Entry { path, _lock: lock });
+        return Ok(Entry { path, socket: socket_path(&dir, &sandbox.id), lock });
+    }
+}
+
+fn socket_path(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.sock"))
+}
+
+/// The control socket of a sandbox in the runtime directory `dir`.
+pub fn socket_of(dir: &Path, sandbox: &Sandbox) -> PathBuf {
+    socket_path(&dir.join("sandboxes"), &sandbox.id)
+}
+
+/// Removes what dead monitors left.
+fn remove_stale(dir: &Path) {
+    // The sockets first: one that comes after this has its file already.
+    let sockets = with_extension(dir, "sock");
+    let mut ids = Vec::new();
+    for path in list(dir) {
+        // Reading removes it if it is stale.
+        match read(&path) {
+            Some(other) => ids.push(other.id),
+            // What cannot be read is not ours to judge, nor is then any socket.
+            None if path.exists() => return,
+            None => {}
+        }
+    }
+    for path in sockets {
+        if !ids.iter().any(|id| path.file_stem().is_some_and(|stem| stem == id.as_str())) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -195,8 +245,16 @@ pub fn find(dir: &Path, name: &str) -> Result<Sandbox, StateError> {
 }
 
 fn list(dir: &Path) -> Vec<PathBuf> {
+    with_extension(dir, "json")
+}
+
+fn with_extension(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
+        .collect()
 }
 
 /// Every running sandbox, by name.
@@ -221,12 +279,21 @@ fn read(path: &Path) -> Option<Sandbox> {
             }
             None
         }
-        Err((mut file, _)) => parse(&mut file),
+        Err((mut file, _)) => {
+            for _ in 0..RETRIES.0 {
+                if let Some(sandbox) = parse(&mut file) {
+                    return Some(sandbox);
+                }
+                std::thread::sleep(RETRIES.1);
+            }
+            None
+        }
     }
 }
 
 fn parse(file: &mut std::fs::File) -> Option<Sandbox> {
     let mut text = Vec::new();
+    file.rewind().ok()?;
     file.take(MAX_FILE).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
@@ -292,6 +359,39 @@ mod tests {
         std::fs::write(&stale, "not json").unwrap();
         let _entry = register(&dir.0, &sandbox("other")).unwrap();
         assert!(!stale.exists());
+    }
+
+    #[test]
+    fn sockets_of_the_dead_are_removed_and_others_stay() {
+        let dir = Temp::new("sockets");
+        let web = register(&dir.0, &sandbox("web")).unwrap();
+        assert_eq!(web.socket(), socket_of(&dir.0, &sandbox("web")));
+        std::fs::write(web.socket(), "").unwrap();
+        let stale = dir.0.join("sandboxes/0123456789ff.sock");
+        std::fs::write(&stale, "").unwrap();
+        let _other = register(&dir.0, &sandbox("x")).unwrap();
+        assert!(web.socket().exists() && !stale.exists());
+        let path = web.socket().to_owned();
+        drop(web);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_entry_is_updated_in_place() {
+        let dir = Temp::new("update");
+        let entry = register(&dir.0, &sandbox("web")).unwrap();
+        let listener = Listener {
+            proto: crate::network::config::Proto::Tcp,
+            host_addr: "127.0.0.1".parse().unwrap(),
+            host_port: 8080,
+            guest_addr: None,
+            guest_port: 80,
+        };
+        for ports in [vec![listener; 3], vec![], vec![listener]] {
+            let now = Sandbox { ports, ..sandbox("web") };
+            entry.update(&now).unwrap();
+            assert_eq!(find(&dir.0, "web").unwrap(), now);
+        }
     }
 
     #[test]

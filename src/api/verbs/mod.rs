@@ -6,3 +6,4 @@
 pub mod capture;
 pub mod dns;
 pub mod observe;
+pub mod ports;

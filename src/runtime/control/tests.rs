@@ -6,6 +6,7 @@ use nix::sys::eventfd::EfdFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::*;
+use crate::api::attach::{self, ToNetwork};
 use crate::wire::dns_build::addresses;
 use crate::wire::dns_message::{Query, Rcode, TYPE_A, rcode};
 

@@ -1,0 +1,175 @@
+//! What a monitor tells and asks while the process runs (`api::attach`, version 2).
+//!
+//! ```text
+//! attach connection ──► HostDns, Zone ───────────► resolver, at once
+//!                   ──► Listen, Unlisten ─► queue ─► data plane ──┐
+//!                   ──► Ask ─► a task each ─► Answers ────────────┤
+//!                   ◄──────────── one writer ◄── Listened, Answer ┘
+//! ```
+//!
+//! Ports are changed one message after the other, in order; what is asked is answered in any order. A monitor has at most
+//! one `Listen` on its way, and bounds what it asks by its clients, so the queues are short; a monitor that floods them is
+//! read no faster than they are emptied.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::answers::Answers;
+use super::command::DataPlane;
+use super::control::Names;
+use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
+use crate::api::error::{ApiError, Code};
+use crate::host::resolver::Resolver;
+use crate::network::config::Listener;
+use crate::telemetry::chain;
+
+/// Changes of ports, and words to the monitor, that may wait.
+const QUEUE: usize = 64;
+
+/// A change of the published ports.
+#[derive(Debug)]
+enum Change {
+    Listen(Vec<(Listener, OwnedFd)>),
+    Unlisten(Vec<usize>),
+}
+
+/// The process's side of the conversation.
+pub struct Told {
+    conn: Rc<AsyncFd<OwnedFd>>,
+    resolver: Arc<Resolver>,
+    plane: DataPlane,
+    answers: Rc<Answers>,
+    changes: mpsc::Sender<Change>,
+    words: mpsc::Sender<FromNetwork>,
+    /// What was told of names so far.
+    names: Names,
+}
+
+impl Told {
+    /// Begins to converse, on a `LocalSet`. `conn` must be non-blocking.
+    pub fn start(
+        conn: OwnedFd,
+        (resolver, names): (Arc<Resolver>, Names),
+        plane: DataPlane,
+        answers: Rc<Answers>,
+    ) -> std::io::Result<Self> {
+        let conn = Rc::new(crate::sys::fd::watch(conn)?);
+        let (changes, to_change) = mpsc::channel(QUEUE);
+        let (words, to_say) = mpsc::channel(QUEUE);
+        tokio::task::spawn_local(change(to_change, plane.clone(), words.clone()));
+        tokio::task::spawn_local(say(Rc::clone(&conn), to_say));
+        Ok(Self { conn, resolver, plane, answers, changes, words, names })
+    }
+
+    /// Listens until the monitor is gone.
+    pub async fn listen(mut self) {
+        loop {
+            let Ok(mut ready) = self.conn.readable().await else { return };
+            let told = attach::recv::<ToNetwork>(self.conn.get_ref().as_fd());
+            match told {
+                Ok((message, fds)) => {
+                    drop(ready);
+                    self.heed(message, fds).await;
+                }
+                Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
+                Err(AttachError::Closed) => return,
+                Err(error) => {
+                    tracing::error!("{}", chain(&error));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn heed(&mut self, message: ToNetwork, fds: Vec<OwnedFd>) {
+        match message {
+            ToNetwork::HostDns { servers, zones } => {
+                tracing::info!(?servers, ?zones, "name servers changed");
+                (self.names.servers, self.names.zones) = (servers, zones);
+                self.names.tell(&self.resolver);
+                self.plane.hub().host_dns(&self.names.servers);
+            }
+            ToNetwork::Zone { records, more } => {
+                self.names.take_part(records, more);
+                if !more {
+                    tracing::debug!(records = self.names.zone.records().len(), "the network's names changed");
+                    self.names.tell(&self.resolver);
+                }
+            }
+            ToNetwork::Listen { listeners } if listeners.len() == fds.len() => {
+                let _ = self.changes.send(Change::Listen(listeners.into_iter().zip(fds).collect())).await;
+            }
+            ToNetwork::Listen { listeners } => {
+                // The kernel drops descriptors that do not fit into our table.
+                let error =
+                    format!("of {} descriptors {} arrived; is RLIMIT_NOFILE reached?", listeners.len(), fds.len());
+                let _ = self.words.send(FromNetwork::Listened { error: Some(error) }).await;
+            }
+            ToNetwork::Unlisten { numbers } => {
+                let _ = self.changes.send(Change::Unlisten(numbers)).await;
+            }
+            ToNetwork::Ask { id, verb, arguments } => {
+                let (answers, words) = (Rc::clone(&self.answers), self.words.clone());
+                tokio::task::spawn_local(async move {
+                    let result = answers.answer(&verb, arguments, fds).await;
+                    let _ = words.send(FromNetwork::Answer { id, result }).await;
+                });
+            }
+            ToNetwork::Attach { .. } | ToNetwork::Start => {
+                tracing::warn!("message out of order from the monitor");
+            }
+        }
+    }
+}
+
+/// Does one change after the other.
+async fn change(mut changes: mpsc::Receiver<Change>, plane: DataPlane, words: mpsc::Sender<FromNetwork>) {
+    while let Some(change) = changes.recv().await {
+        let word = match change {
+            Change::Listen(ports) => {
+                let error = plane.listen_all(ports).await.err();
+                FromNetwork::Listened { error: error.map(|error| error.to_string()) }
+            }
+            Change::Unlisten(numbers) => {
+                for number in numbers {
+                    if plane.unlisten(number).await.is_err() {
+                        return;
+                    }
+                }
+                FromNetwork::Unlistened
+            }
+        };
+        if words.send(word).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Says one word after the other, as fast as the monitor hears them.
+async fn say(conn: Rc<AsyncFd<OwnedFd>>, mut words: mpsc::Receiver<FromNetwork>) {
+    while let Some(word) = words.recv().await {
+        let text = match attach::text(&word) {
+            Ok(text) => text,
+            Err(error) => {
+                let FromNetwork::Answer { id, .. } = word else { continue };
+                let desc = format!("the answer cannot be sent: {error}; ask for less at once");
+                let result = Err(ApiError::new(Code::TooLarge, desc));
+                let Ok(text) = attach::text(&FromNetwork::Answer { id, result }) else { continue };
+                text
+            }
+        };
+        loop {
+            let Ok(mut ready) = conn.writable().await else { return };
+            match attach::send_text(conn.get_ref().as_fd(), &text, &[]) {
+                Ok(()) => break,
+                Err(AttachError::Socket { source: nix::Error::EAGAIN, .. }) => ready.clear_ready(),
+                // Whoever listens notices.
+                Err(_) => return,
+            }
+        }
+    }
+}

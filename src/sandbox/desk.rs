@@ -1,0 +1,742 @@
+//! What the control socket of a sandbox can ask for, done: the monitor's half of every verb.
+//!
+//! What is changed here stays asked: the ports with their sockets, the DNS settings, records and hosts are kept in the
+//! [`Desk`] and told to each network process anew ([`Desk::attach`]). What is to be seen, the network process is asked.
+//!
+//! | verb | done by |
+//! |---|---|
+//! | `add_hostfwd`, `publish` | bound here, all or nothing; answered when the network process serves the sockets |
+//! | `remove_hostfwd`, `unpublish` | closed here; answered when the network process has closed its duplicates: the port is free |
+//! | `set_dns`, records, hosts | [`Desired`], then the sandbox's files, then the resolver (`ToNetwork::Zone`, `HostDns`) |
+//! | `get_info` | what is known here, and what the network process adds |
+//! | `list_ports` | what is known here, with the network process's counters |
+//! | all others | the network process, by `ToNetwork::Ask` |
+//!
+//! A client waits for nothing but its own request. A network process that dies meanwhile has its ports told to its
+//! successor, so a change of ports is done; a question gets `gone`. One that does not answer within [`PATIENCE`] gets the
+//! client a `timed_out`, and a port that it was to serve is taken back.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::control::Key;
+use super::edit::Edited;
+use super::files::host_line;
+use super::link::Link;
+use super::published::{Bound, Published};
+use crate::api::attach::{self, AttachError, FromNetwork, MAX_FDS, ToNetwork, VERSION};
+use crate::api::error::{self, ApiError, Code};
+use crate::api::hostfwd::{self, Fault};
+use crate::api::session::{PROTOCOL, Request};
+use crate::api::verbs::dns::{self, Change as NamesChange};
+use crate::api::verbs::ports as verbs;
+use crate::network::config::{EndpointConfig, Listener};
+use crate::network::desired::{self, Desired, DesiredError};
+
+/// How long the network process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that may wait for the network process before clients are told that it is busy.
+const BACKLOG: usize = 256;
+/// Numbers of ports in one message.
+const UNLISTEN: usize = 4096;
+/// Descriptors that are left for everything but published ports.
+const RESERVE: u64 = 128;
+
+/// Every verb that a sandbox's socket knows, beside slirp4netns's and `hello`.
+pub const VERBS: &[&str] = &[
+    "publish",
+    "unpublish",
+    "list_ports",
+    "set_dns",
+    "get_dns",
+    "add_dns_record",
+    "remove_dns_record",
+    "list_dns_records",
+    "add_host",
+    "remove_host",
+    "list_hosts",
+    "get_info",
+    "start_capture",
+    "stop_capture",
+    "list_captures",
+    "list_flows",
+    "kill_flow",
+    "get_stats",
+    "get_metrics",
+    "set_log_level",
+    "subscribe",
+];
+
+/// What the monitor knows of the sandbox beside its network.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// 12 hex digits.
+    pub id: String,
+    /// Name.
+    pub name: String,
+}
+
+/// A reply for a client.
+#[derive(Debug)]
+pub struct Answered {
+    /// Whose.
+    pub key: Key,
+    /// What; None: the network process writes to the client itself from now on.
+    pub reply: Option<Vec<u8>>,
+}
+
+/// What an answer of the network process is for.
+#[derive(Debug)]
+enum For {
+    /// The client, as it is.
+    Client,
+    /// `get_info`: to be added to this.
+    Info(Map<String, Value>),
+    /// `list_ports`: counters.
+    Ports,
+    /// `subscribe`.
+    Subscription,
+}
+
+#[derive(Debug)]
+struct Asked {
+    key: Key,
+    what: For,
+    until: Duration,
+}
+
+/// A change of ports that the network process has not acknowledged.
+#[derive(Debug)]
+struct Change {
+    key: Key,
+    /// Ports that were bound for it.
+    bound: Vec<u64>,
+    /// Acknowledgements that are missing.
+    missing: usize,
+    fault: Option<String>,
+    reply: Vec<u8>,
+    /// slirp4netns's shape is wanted for errors.
+    legacy: bool,
+    until: Duration,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Desk {
+    /// The sandbox.
+    pub identity: Identity,
+    /// The endpoint, as it was planned.
+    pub endpoint: EndpointConfig,
+    /// Bound ports.
+    pub ports: Published,
+    /// Names.
+    pub desired: Desired,
+    /// The host's name servers.
+    pub host_servers: Vec<SocketAddr>,
+    /// Process id of the network process.
+    pub network_pid: i32,
+    /// How often it has been replaced.
+    pub restarts: u32,
+    /// Ports have changed since the state file was written.
+    pub stale: bool,
+    hosts_file: Option<Edited>,
+    resolv_file: Option<Edited>,
+    resolvers: Vec<IpAddr>,
+    attached: bool,
+    asked: BTreeMap<u64, Asked>,
+    last_ask: u64,
+    changes: BTreeMap<u64, Change>,
+    last_change: u64,
+    /// Which change each acknowledgement that is to come belongs to; 0: none that anybody waits for.
+    listens: VecDeque<u64>,
+    unlistens: VecDeque<u64>,
+    /// Subscribers and their arguments.
+    subscribers: BTreeMap<Key, Map<String, Value>>,
+    /// Names or servers have changed and are to be told.
+    names_due: bool,
+    servers_due: bool,
+}
+
+impl Desk {
+    /// Of a sandbox that is about to begin.
+    pub fn new(
+        identity: Identity,
+        endpoint: EndpointConfig,
+        listeners: Vec<(Listener, OwnedFd)>,
+        desired: Desired,
+        host_servers: Vec<SocketAddr>,
+    ) -> Self {
+        let mut resolvers: Vec<IpAddr> = endpoint.v4.iter().map(|plan| plan.dns.into()).collect();
+        resolvers.extend(endpoint.v6.map(|plan| IpAddr::from(plan.dns)));
+        let ports = Published::new(listeners, endpoint.v4.map(|p| p.guest), endpoint.v6.map(|p| p.guest));
+        Self {
+            identity,
+            endpoint,
+            ports,
+            desired,
+            host_servers,
+            network_pid: 0,
+            restarts: 0,
+            stale: false,
+            hosts_file: None,
+            resolv_file: None,
+            resolvers,
+            attached: false,
+            asked: BTreeMap::new(),
+            last_ask: 0,
+            changes: BTreeMap::new(),
+            last_change: 0,
+            listens: VecDeque::new(),
+            unlistens: VecDeque::new(),
+            subscribers: BTreeMap::new(),
+            names_due: false,
+            servers_due: false,
+        }
+    }
+
+    /// The servers that the resolver asks.
+    fn servers(&self) -> Vec<SocketAddr> {
+        self.desired.dns().servers.clone().unwrap_or_else(|| self.host_servers.clone())
+    }
+
+    /// Tells a new network process everything.
+    pub fn attach(
+        &mut self,
+        link: &mut Link,
+        tap: &Rc<OwnedFd>,
+        pcap: Option<&Rc<OwnedFd>>,
+    ) -> Result<(), AttachError> {
+        let mut fds = vec![Rc::clone(tap)];
+        fds.extend(pcap.cloned());
+        let endpoint = Box::new(self.endpoint.clone());
+        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some() }, fds)?;
+        self.listens.clear();
+        self.unlistens.clear();
+        for batch in self.ports.renumbered().chunks(MAX_FDS) {
+            self.listens.push_back(0);
+            listen(link, batch)?;
+        }
+        self.tell_servers(link)?;
+        if !self.desired.zone_records().is_empty() {
+            self.tell_names(link)?;
+        }
+        link.push(&ToNetwork::Start, Vec::new())?;
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Hands every subscriber to a network process that has just begun.
+    pub fn resubscribe(
+        &mut self,
+        link: &mut Link,
+        connection: impl Fn(Key) -> Option<OwnedFd>,
+    ) -> Result<(), AttachError> {
+        self.subscribers.retain(|&key, _| connection(key).is_some());
+        for (key, arguments) in self.subscribers.clone() {
+            let Some(fd) = connection(key) else { continue };
+            let mut arguments = arguments;
+            arguments.insert("resumed".to_owned(), Value::Bool(true));
+            self.last_ask += 1;
+            // Nobody waits for the answer.
+            let message = ToNetwork::Ask { id: self.last_ask, verb: "subscribe".to_owned(), arguments };
+            link.push(&message, vec![Rc::new(fd)])?;
+        }
+        Ok(())
+    }
+
+    fn tell_servers(&mut self, link: &mut Link) -> Result<(), AttachError> {
+        self.servers_due = false;
+        let zones = self.desired.dns().zones.clone();
+        link.push(&ToNetwork::HostDns { servers: self.servers(), zones }, Vec::new())
+    }
+
+    fn tell_names(&mut self, link: &mut Link) -> Result<(), AttachError> {
+        self.names_due = false;
+        for message in attach::zone_messages(self.desired.zone_records())? {
+            link.push(&message, Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// The host's name servers are others now.
+    pub fn handle_host_servers(&mut self, servers: Vec<SocketAddr>) {
+        if servers != self.host_servers {
+            tracing::info!(?servers, "the host's name servers changed");
+            self.host_servers = servers;
+            self.servers_due |= self.desired.dns().servers.is_none();
+        }
+    }
+
+    /// The sandbox's files are there. What has been asked for meanwhile is done now.
+    pub fn handle_files(&mut self, resolv: Edited, hosts: Edited) {
+        self.resolv_file = Some(resolv);
+        self.hosts_file = Some(hosts);
+        if let Err(error) = self.write_files() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// The lines of /etc/hosts that are these hosts'.
+    pub fn host_lines(&self) -> Vec<String> {
+        self.desired.hosts().iter().map(|host| host_line(host.address, &host.name.to_string())).collect()
+    }
+
+    /// The lines of /etc/resolv.conf that may change.
+    pub fn resolv_lines(&self) -> Vec<String> {
+        let text = self.desired.dns().resolv_conf(&self.resolvers);
+        let may = |line: &&str| line.starts_with("search") || line.starts_with("options");
+        text.lines().filter(may).map(str::to_owned).collect()
+    }
+
+    fn write_files(&mut self) -> Result<(), ApiError> {
+        let refused = |path: &str, error: std::io::Error| {
+            ApiError::new(Code::Internal, format!("cannot edit {path} of the sandbox: {error}"))
+        };
+        let (hosts, resolv) = (self.host_lines(), self.resolv_lines());
+        if let Some(file) = &mut self.hosts_file {
+            file.set(hosts).map_err(|error| refused("/etc/hosts", error))?;
+        }
+        if let Some(file) = &mut self.resolv_file {
+            file.set(resolv).map_err(|error| refused("/etc/resolv.conf", error))?;
+        }
+        Ok(())
+    }
+
+    /// Says what is due to the network process, once it has heard what was said before.
+    pub fn tell_due(&mut self, link: &mut Link) -> Result<(), AttachError> {
+        if !self.attached {
+            // All is told at attach.
+            (self.names_due, self.servers_due) = (false, false);
+        }
+        if link.backlog() == 0 {
+            if self.servers_due {
+                self.tell_servers(link)?;
+            }
+            if self.names_due {
+                self.tell_names(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what a client asks. None: the answer comes later.
+    pub fn obey(
+        &mut self,
+        key: Key,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        link: &mut Link,
+        now: Duration,
+        (uptime, connection): (Duration, Option<OwnedFd>),
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        let Request { verb, arguments } = request;
+        if let Some(request) = hostfwd::parse(&verb, &arguments, self.endpoint.v6.is_some()) {
+            return match request {
+                Ok(request) => self.obey_legacy(key, request, link, now),
+                Err(fault) => Ok(Some(hostfwd::refused(&fault))),
+            };
+        }
+        let result = match verb.as_str() {
+            "publish" => match self.publish(arguments) {
+                Ok(bound) => return self.serve(key, bound, link, now, None),
+                Err(error) => Err(error),
+            },
+            "unpublish" => match self.unpublish(arguments) {
+                Ok(removed) => {
+                    let reply = verbs::Ports { ports: removed.iter().map(|port| self.ports.tell(port)).collect() };
+                    let reply = error::reply(&error::value(&reply));
+                    return self.release(key, removed, reply, link, now);
+                }
+                Err(error) => Err(error),
+            },
+            "list_ports" => match error::arguments(&verb, arguments) {
+                Ok(verbs::ListPorts {}) => {
+                    return self.ask(key, "port_traffic", Map::new(), Vec::new(), For::Ports, link, now);
+                }
+                Err(error) => Err(error),
+            },
+            "get_info" => match error::arguments(&verb, arguments) {
+                Ok(Nothing {}) => {
+                    let info = self.info(uptime);
+                    return self.ask(key, "get_info", Map::new(), Vec::new(), For::Info(info), link, now);
+                }
+                Err(error) => Err(error),
+            },
+            known if dns::VERBS.contains(&known) => match dns::Request::read(known, arguments) {
+                Some(Ok(request)) => self.names(request),
+                Some(Err(error)) => Err(error::bad_arguments(known, &error)),
+                None => Err(ApiError::new(Code::Internal, format!("{known} is nobody's"))),
+            },
+            "subscribe" => {
+                let fds = connection.into_iter().collect();
+                self.subscribers.insert(key, arguments.clone());
+                return self.ask(key, &verb, arguments, fds, For::Subscription, link, now);
+            }
+            _ => return self.ask(key, &verb, arguments, fds, For::Client, link, now),
+        };
+        Ok(Some(error::reply(&result)))
+    }
+
+    fn names(&mut self, request: dns::Request) -> Result<Value, ApiError> {
+        let (change, before) = (request.change(), self.desired.clone());
+        let value = request.apply(&mut self.desired, &desired::Limits::default(), &self.host_servers);
+        let value = value.map_err(|error| names_refused(&error))?;
+        if let (NamesChange::Settings | NamesChange::Hosts, Err(error)) = (change, self.write_files()) {
+            self.desired = before;
+            // One of two files may have been written.
+            let _ = self.write_files();
+            return Err(error);
+        }
+        match change {
+            NamesChange::Nothing => {}
+            NamesChange::Settings => self.servers_due = true,
+            NamesChange::Records | NamesChange::Hosts => self.names_due = true,
+        }
+        Ok(value)
+    }
+
+    fn obey_legacy(
+        &mut self,
+        key: Key,
+        request: hostfwd::Request,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        match request {
+            hostfwd::Request::List => Ok(Some(hostfwd::listed(&self.ports.entries()))),
+            hostfwd::Request::Add(add) => {
+                let bound = self.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
+                match bound {
+                    Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
+                    Err(reason) => Ok(Some(hostfwd::refused(&Fault::AddFailed { reason }))),
+                }
+            }
+            hostfwd::Request::Remove(id) => match self.ports.remove(id) {
+                Some(port) => self.release(key, vec![port], hostfwd::removed(), link, now),
+                None => Ok(Some(hostfwd::refused(&Fault::RemoveId))),
+            },
+        }
+    }
+
+    /// Refuses what the limit on descriptors does not allow.
+    fn check_room(&self, needed: usize) -> Result<(), ApiError> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let left = limit.saturating_sub(RESERVE).saturating_sub(self.ports.len() as u64);
+        if needed as u64 <= left {
+            return Ok(());
+        }
+        let desc = format!(
+            "{needed} more sockets are needed and {left} are left of the limit on open files ({limit}); \
+             publish fewer, or raise the limit (ulimit -n) before tapway run"
+        );
+        Err(ApiError::new(Code::Limit, desc))
+    }
+
+    fn publish(&mut self, arguments: Map<String, Value>) -> Result<Vec<u64>, ApiError> {
+        let verbs::Publish { specs } = error::arguments("publish", arguments)?;
+        let parsed = Published::parse(&specs)?;
+        self.check_room(parsed.iter().flat_map(|(_, ports)| ports).map(super::ports::sockets).sum())?;
+        self.ports.publish(&parsed)
+    }
+
+    fn unpublish(&mut self, arguments: Map<String, Value>) -> Result<Vec<Bound>, ApiError> {
+        match error::arguments("unpublish", arguments)? {
+            verbs::Unpublish { specs: Some(specs), ids: None } => self.ports.unpublish(&specs),
+            verbs::Unpublish { specs: None, ids: Some(ids) } => self.ports.remove_all(&ids),
+            _ => Err(ApiError::new(Code::BadArgument, "unpublish: give either `specs` or `ids`")),
+        }
+    }
+
+    /// Has the network process serve ports that have just been bound. `legacy` is the reply in slirp4netns's shape.
+    fn serve(
+        &mut self,
+        key: Key,
+        bound: Vec<u64>,
+        link: &mut Link,
+        now: Duration,
+        legacy: Option<Vec<u8>>,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        self.stale = true;
+        let is_legacy = legacy.is_some();
+        let reply = legacy.unwrap_or_else(|| {
+            let ports = bound.iter().filter_map(|id| self.ports.get(*id)).map(|port| self.ports.tell(port)).collect();
+            error::reply(&error::value(&verbs::Ports { ports }))
+        });
+        if !self.attached {
+            return Ok(Some(reply));
+        }
+        self.last_change += 1;
+        let batches = self.ports.batch(&bound);
+        let missing = batches.len().div_ceil(MAX_FDS);
+        let until = now + PATIENCE;
+        let change = Change { key, bound, missing, fault: None, reply, legacy: is_legacy, until };
+        self.changes.insert(self.last_change, change);
+        for batch in batches.chunks(MAX_FDS) {
+            self.listens.push_back(self.last_change);
+            listen(link, batch)?;
+        }
+        Ok(None)
+    }
+
+    /// Has the network process close ports that are closed here.
+    fn release(
+        &mut self,
+        key: Key,
+        removed: Vec<Bound>,
+        reply: Vec<u8>,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        self.stale = true;
+        if !self.attached {
+            return Ok(Some(reply));
+        }
+        self.last_change += 1;
+        let id = self.last_change;
+        let missing = self.unlisten(&removed, id, link)?;
+        let until = now + PATIENCE;
+        let change = Change { key, bound: Vec::new(), missing, fault: None, reply, legacy: false, until };
+        self.changes.insert(id, change);
+        Ok(None)
+    }
+
+    fn unlisten(&mut self, removed: &[Bound], change: u64, link: &mut Link) -> Result<usize, AttachError> {
+        let numbers: Vec<usize> = removed.iter().map(|port| port.number).collect();
+        for batch in numbers.chunks(UNLISTEN) {
+            self.unlistens.push_back(change);
+            link.push(&ToNetwork::Unlisten { numbers: batch.to_vec() }, Vec::new())?;
+        }
+        Ok(numbers.len().div_ceil(UNLISTEN))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one question, whole")]
+    fn ask(
+        &mut self,
+        key: Key,
+        verb: &str,
+        arguments: Map<String, Value>,
+        fds: Vec<OwnedFd>,
+        what: For,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        if !self.attached || link.backlog() >= BACKLOG {
+            let error = ApiError::new(Code::Busy, "the network process is starting or busy; ask again");
+            return Ok(self.finish(key, what, Err(error)).reply);
+        }
+        self.last_ask += 1;
+        let id = self.last_ask;
+        let message = ToNetwork::Ask { id, verb: verb.to_owned(), arguments };
+        match link.push(&message, fds.into_iter().map(Rc::new).collect()) {
+            Ok(()) => {}
+            Err(AttachError::TooLarge) => {
+                let error = ApiError::new(Code::TooLarge, format!("{verb}: the arguments are too large"));
+                return Ok(self.finish(key, what, Err(error)).reply);
+            }
+            Err(error) => return Err(error),
+        }
+        self.asked.insert(id, Asked { key, what, until: now + PATIENCE });
+        Ok(None)
+    }
+
+    /// The reply that the network process's answer makes.
+    fn finish(&mut self, key: Key, what: For, result: Result<Value, ApiError>) -> Answered {
+        let reply = match what {
+            For::Client => Some(error::reply(&result)),
+            For::Info(mut info) => {
+                // Without an answer what is known here stands.
+                if let Ok(Value::Object(more)) = result {
+                    for (name, value) in more {
+                        info.entry(name).or_insert(value);
+                    }
+                }
+                Some(error::success(&Value::Object(info)))
+            }
+            For::Ports => {
+                let traffic = result.ok().and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default();
+                Some(error::reply(&error::value(&self.ports.list(&traffic))))
+            }
+            For::Subscription => match result {
+                Ok(_) => None,
+                Err(error) => {
+                    self.subscribers.remove(&key);
+                    Some(error.reply())
+                }
+            },
+        };
+        Answered { key, reply }
+    }
+
+    /// The network process says something that is not about its life.
+    pub fn handle_word(&mut self, word: FromNetwork, link: &mut Link) -> Result<Vec<Answered>, AttachError> {
+        let mut answered = Vec::new();
+        match word {
+            FromNetwork::Answer { id, result } => {
+                // One that came too late is nobody's.
+                if let Some(Asked { key, what, .. }) = self.asked.remove(&id) {
+                    answered.push(self.finish(key, what, result));
+                }
+            }
+            FromNetwork::Listened { error } => {
+                let id = self.listens.pop_front().unwrap_or_default();
+                if let Some(error) = &error
+                    && id == 0
+                {
+                    tracing::warn!("the network process does not serve every published port: {error}");
+                }
+                answered.extend(self.acknowledged(id, error, link)?);
+            }
+            FromNetwork::Unlistened => {
+                let id = self.unlistens.pop_front().unwrap_or_default();
+                answered.extend(self.acknowledged(id, None, link)?);
+            }
+            FromNetwork::Ready | FromNetwork::Failed { .. } => {}
+        }
+        Ok(answered)
+    }
+
+    fn acknowledged(
+        &mut self,
+        id: u64,
+        fault: Option<String>,
+        link: &mut Link,
+    ) -> Result<Option<Answered>, AttachError> {
+        let Some(change) = self.changes.get_mut(&id) else { return Ok(None) };
+        change.missing = change.missing.saturating_sub(1);
+        if change.fault.is_none() {
+            change.fault = fault;
+        }
+        if change.missing > 0 {
+            return Ok(None);
+        }
+        let Some(change) = self.changes.remove(&id) else { return Ok(None) };
+        match &change.fault {
+            None => Ok(Some(Answered { key: change.key, reply: Some(change.reply) })),
+            Some(fault) => {
+                let error =
+                    ApiError::new(Code::Internal, format!("the network process cannot serve the port: {fault}"));
+                self.undo(&change, &error, link).map(Some)
+            }
+        }
+    }
+
+    /// Takes back what a change has bound.
+    fn undo(&mut self, change: &Change, error: &ApiError, link: &mut Link) -> Result<Answered, AttachError> {
+        let removed: Vec<Bound> = change.bound.iter().filter_map(|&id| self.ports.remove(id)).collect();
+        self.stale = true;
+        self.unlisten(&removed, 0, link)?;
+        let reply = if change.legacy {
+            hostfwd::refused(&Fault::AddFailed { reason: error.desc.clone() })
+        } else {
+            error.reply()
+        };
+        Ok(Answered { key: change.key, reply: Some(reply) })
+    }
+
+    /// The network process is gone. Its successor gets everything at [`Self::attach`].
+    pub fn handle_lost(&mut self) -> Vec<Answered> {
+        self.attached = false;
+        self.restarts += 1;
+        let mut answered = Vec::new();
+        for (_, change) in std::mem::take(&mut self.changes) {
+            answered.push(Answered { key: change.key, reply: Some(change.reply) });
+        }
+        for (_, asked) in std::mem::take(&mut self.asked) {
+            // A subscription that was under way is taken up with the others.
+            if matches!(asked.what, For::Subscription) {
+                answered.push(Answered { key: asked.key, reply: None });
+                continue;
+            }
+            let error = ApiError::new(Code::Gone, "the network process ended while it was asked; ask again");
+            answered.push(self.finish(asked.key, asked.what, Err(error)));
+        }
+        answered
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.asked.values().map(|asked| asked.until).chain(self.changes.values().map(|change| change.until)).min()
+    }
+
+    /// Time has passed: who has waited too long is told so.
+    pub fn handle_timeout(&mut self, now: Duration, link: &mut Link) -> Result<Vec<Answered>, AttachError> {
+        let mut answered = Vec::new();
+        if self.next_timeout().is_none_or(|at| now < at) {
+            return Ok(answered);
+        }
+        let error = ApiError::new(
+            Code::TimedOut,
+            format!("the network process did not answer within {} s", PATIENCE.as_secs()),
+        );
+        let late: Vec<u64> = self.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(&id, _)| id).collect();
+        for id in late {
+            if let Some(Asked { key, what, .. }) = self.asked.remove(&id) {
+                answered.push(self.finish(key, what, Err(error.clone())));
+            }
+        }
+        let late: Vec<u64> = self.changes.iter().filter(|(_, change)| change.until <= now).map(|(&id, _)| id).collect();
+        for id in late {
+            if let Some(change) = self.changes.remove(&id) {
+                answered.push(self.undo(&change, &error, link)?);
+            }
+        }
+        Ok(answered)
+    }
+
+    fn info(&self, uptime: Duration) -> Map<String, Value> {
+        let endpoint = &self.endpoint;
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+        let v4 = endpoint.v4.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
+        let v6 = endpoint.v6.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
+        let info = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "protocol": PROTOCOL,
+            "mode": "run",
+            "id": self.identity.id,
+            "name": self.identity.name,
+            "pid": std::process::id(),
+            "network_pid": self.network_pid,
+            "network_restarts": self.restarts,
+            "uptime_seconds": uptime.as_secs_f64(),
+            "hostname": endpoint.hostname,
+            "mtu": endpoint.mtu,
+            "mac": endpoint.guest_mac.0.map(|byte| format!("{byte:02x}")).join(":"),
+            "addresses": { "v4": v4, "v6": v6 },
+            "offloads": endpoint.offloads,
+            "allow_host_loopback": endpoint.allow_host_loopback,
+            "allow_link_local": endpoint.allow_link_local,
+            "ports": self.ports.len(),
+            "limits": { "descriptors": limit },
+        });
+        let Value::Object(info) = info else { return Map::new() };
+        info
+    }
+}
+
+/// Arguments of verbs that have none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+fn names_refused(error: &DesiredError) -> ApiError {
+    let code = match error.fault() {
+        desired::Fault::BadArgument => Code::BadArgument,
+        desired::Fault::NotFound => Code::NotFound,
+        desired::Fault::Exists => Code::Exists,
+        desired::Fault::Limit => Code::Limit,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+/// One batch of ports.
+fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {
+    let listeners = batch.iter().map(|(listener, _)| *listener).collect();
+    link.push(&ToNetwork::Listen { listeners }, batch.iter().map(|(_, fd)| Rc::clone(fd)).collect())
+}
