@@ -6,13 +6,14 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
-const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping mtr-tiny nginx-light \
+const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping jq mtr-tiny netcat-openbsd nginx-light \
                         procps python3 redis-server redis-tools tcpdump traceroute udhcpc util-linux wrk";
 
 #[path = "../spaces/mod.rs"]
 mod spaces;
 
 mod capture;
+mod control;
 mod dhcp;
 mod dns;
 mod icmp;

@@ -38,7 +38,7 @@ pub fn nginx(w: &World, name: &str, cmd: impl Fn(&[&str]) -> Cmd, ns: &Ns) -> Pr
 }
 
 /// Makes `www/big`, 1 GiB that does not repeat, and returns its SHA-256.
-fn big_file(w: &World) -> String {
+pub fn big_file(w: &World) -> String {
     fs::create_dir_all(w.path("www")).unwrap();
     let file = fs::File::create(w.path("www/big")).unwrap();
     let mut file = BufWriter::with_capacity(1 << 20, file);
