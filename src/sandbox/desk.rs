@@ -232,13 +232,17 @@ impl Desk {
         Ok(())
     }
 
+    /// Forgets subscribers that have left.
+    pub fn retain_subscribers(&mut self, is_there: impl Fn(Key) -> bool) {
+        self.subscribers.retain(|&key, _| is_there(key));
+    }
+
     /// Hands every subscriber to a network process that has just begun.
     pub fn resubscribe(
         &mut self,
         link: &mut Link,
         connection: impl Fn(Key) -> Option<OwnedFd>,
     ) -> Result<(), AttachError> {
-        self.subscribers.retain(|&key, _| connection(key).is_some());
         for (key, arguments) in self.subscribers.clone() {
             let Some(fd) = connection(key) else { continue };
             let mut arguments = arguments;

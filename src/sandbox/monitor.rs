@@ -517,6 +517,7 @@ impl Monitor {
         }
         control.handle_timeout(now);
         control.set_more(false);
+        self.desk.retain_subscribers(|key| control.is_there(key));
         for taken in 1.. {
             let Some((key, request, fds)) = control.next_request(now) else { break };
             let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
