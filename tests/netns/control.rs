@@ -159,7 +159,7 @@ fn what_is_changed_outlives_the_network_process() {
         let ports = w.tapway(&["port", info["name"].as_str().unwrap()]).ok();
         assert_eq!(ports, "7300/tcp -> 0.0.0.0:8000\n7300/tcp -> [::]:8000\n");
         let path = socket(w);
-        drop(guest);
+        w.host.sh(&format!("kill -TERM {}", guest.monitor.pid()));
         wait_for("the socket to go", Duration::from_secs(5), || !path.exists());
     });
 }
@@ -258,7 +258,7 @@ fn a_port_comes_and_goes_beside_a_download() {
         }
         assert!(download.alive(), "the download was over before the ports were");
         let ended = download.end(Duration::from_secs(160));
-        assert_eq!(ended.stdout.split_whitespace().next(), Some(sum.as_str()), "{ended:?}");
+        assert_eq!(ended.stdout.split_whitespace().next(), Some(sum.as_str()), "{}{}", ended.stdout, ended.stderr);
     });
 }
 
@@ -313,11 +313,14 @@ fn clients_that_misbehave_are_nobodys_problem() {
         assert!(reply.contains("\"mode\":\"run\""), "{reply}");
         assert_eq!(ask_tcp(&w.internet, at([0; 4], 0), at(HOST4, 8080)).1.ip(), INET4);
         let ended = ping.end(Duration::from_secs(30));
-        assert!(ended.stdout.contains(" 0% packet loss"), "{ended:?}");
+        assert!(ended.stdout.contains(" 0% packet loss"), "{}{}", ended.stdout, ended.stderr);
         assert!(flood.join().unwrap() < 64 << 20, "nobody reads all that");
         drop((idle, others, deaf));
         let status = std::fs::read_to_string(format!("/proc/{}/status", guest.monitor.pid())).unwrap();
-        eprintln!("{}", status.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon")).collect::<String>());
+        eprintln!(
+            "{}",
+            status.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon")).collect::<String>()
+        );
     });
 }
 
