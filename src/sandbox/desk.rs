@@ -419,7 +419,11 @@ impl Desk {
                 let bound = self.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
                 match bound {
                     Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
-                    Err(reason) => Ok(Some(hostfwd::refused(&Fault::AddFailed { reason }))),
+                    Err(reason) => {
+                        // The reply is slirp4netns's, which has no place for it.
+                        tracing::warn!("add_hostfwd: {reason}");
+                        Ok(Some(hostfwd::refused(&Fault::AddFailed { reason })))
+                    }
                 }
             }
             hostfwd::Request::Remove(id) => match self.ports.remove(id) {

@@ -287,8 +287,8 @@ fn clients_that_misbehave_are_nobodys_problem() {
         let mut large = open(w);
         let flood = std::thread::spawn(move || {
             large.write_all(b"{\"execute\":").unwrap();
-            let mut sent = 0usize;
-            while sent < 64 << 20 && large.write_all(&[b'['; 65_536]).is_ok() {
+            let (mut sent, brackets) = (0usize, vec![b'['; 65_536]);
+            while sent < 64 << 20 && large.write_all(&brackets).is_ok() {
                 sent += 65_536;
             }
             sent
