@@ -28,6 +28,17 @@ complete -c tapway -n "__fish_tapway_needs_command" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print version'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "port" -d 'Show the published ports of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "publish" -d 'Publish ports of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "unpublish" -d 'Close published ports of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "dns" -d 'Show or change the name servers and DNS records of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "hosts" -d 'Show or change the hosts that a running sandbox knows by name'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "info" -d 'Show what a running sandbox is: addresses, offloads, limits, confinement'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "flows" -d 'Show what a running sandbox is connected to, or end a connection'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "stats" -d 'Show the counters of a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "events" -d 'Tell what happens in a running sandbox, as it happens'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "capture" -d 'Write frames of a running sandbox into a pcapng file'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "top" -d 'Watch a running sandbox: flows by rate, names, drops'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "ctl" -d 'Send a request to a control socket'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what this machine can do, line by line, and say what to do about the rest'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
@@ -60,6 +71,70 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print hel
 complete -c tapway -n "__fish_tapway_using_subcommand port" -l stats -d 'What went through each port'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JSON: Docker\'s object, or with --stats the protocol\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand publish" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand publish" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand unpublish" -l id -d 'Number of a published port; once for each' -r
+complete -c tapway -n "__fish_tapway_using_subcommand unpublish" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand unpublish" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -a "ls" -d 'Show settings and records'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -a "set" -d 'Change settings; what is not named stays'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -a "add" -d 'Add a record'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and not __fish_seen_subcommand_from ls set add rm" -a "rm" -d 'Remove records'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from ls" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from ls" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l server -d 'Name server, ADDRESS or ADDRESS:PORT; once for each, in order of preference' -r
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l search -d 'Search domain; \'.\' for none' -r
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l option -d 'Resolver option, such as ndots:2; \'.\' for none' -r
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l zone -d 'Domain with name servers of its own; \'.\' for no such domain' -r
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l follow-host -d 'Ask the host\'s name servers again, as they change'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from add" -l ttl -d 'Time to live, seconds [default: 60]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from add" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from rm" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand dns; and __fish_seen_subcommand_from rm" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and not __fish_seen_subcommand_from ls add rm" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and not __fish_seen_subcommand_from ls add rm" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and not __fish_seen_subcommand_from ls add rm" -a "ls" -d 'Show the hosts'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and not __fish_seen_subcommand_from ls add rm" -a "add" -d 'Add an address of a name'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and not __fish_seen_subcommand_from ls add rm" -a "rm" -d 'Remove a name, or one address of it'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from ls" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from ls" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from add" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from rm" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from rm" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand info" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l protocol -d 'Only flows of this protocol' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l guest -d 'Only flows of this address, network or port of the guest: ADDR, ADDR/BITS, ADDR:PORT, :PORT' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l peer -d 'Only flows with this address, network or port at the other end' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l state -d 'Only flows in this state, as it is shown' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l limit -d 'Show at most so many' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l kill -d 'End this flow instead' -r
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -l all -d 'Show those that are 0 as well'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -l metrics -d 'Print OpenMetrics text instead'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand events" -s n -l count -d 'End after so many' -r
+complete -c tapway -n "__fish_tapway_using_subcommand events" -l json -d 'Print JSON, an object a line'
+complete -c tapway -n "__fish_tapway_using_subcommand events" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l host -d 'Only frames from or to this address or network' -r
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l port -d 'Only TCP and UDP from or to this port' -r
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l protocol -d 'Only this protocol, such as tcp, udp, icmp, arp' -r
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l snap -d 'Bytes kept of each frame [default: all]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l max -d 'End before the file is longer than this' -r
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l json -d 'At the end, print what came of it as JSON on stdout'
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand top" -l interval -d 'Seconds between two frames (0.1 to 60)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand top" -l once -d 'Print one frame and end'
+complete -c tapway -n "__fish_tapway_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand ctl" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -l json -d 'Print one JSON object instead of lines'
 complete -c tapway -n "__fish_tapway_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s e -l exit-fd -d 'end when the other side of this descriptor closes' -r
@@ -83,3 +158,14 @@ complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s h -l help 
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s v -l version -d 'print what this is and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand publish" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand unpublish" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand dns" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand hosts" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand info" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand events" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand top" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand ctl" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'

@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::Failure;
 use super::table::{Side, Table, bytes, cell, line, output, span};
 use super::target::{self, Target};
-use crate::api::client::ClientError;
 
 /// Most flows of one page.
 const PAGE: u64 = 256;
@@ -116,10 +115,7 @@ fn all(target: &Target, filter: &Map<String, Value>, most: usize) -> Result<(Vec
     if most == 0 {
         return Err(Failure { code: super::USAGE, line: "--limit 0 shows nothing; write 1 or more".to_owned() });
     }
-    // One connection for all pages; slirp4netns has none of that, but no flows either.
-    let failure = |error: ClientError| target.failure("list_flows", &error);
-    let mut session = target.server.session().map_err(failure)?;
-    fetch(filter, most, |arguments| session.ask("list_flows", arguments)).map_err(failure)
+    fetch(filter, most, |arguments| target.ask("list_flows", arguments))
 }
 
 /// Who began: `->` the guest, `<-` somebody outside.

@@ -50,6 +50,28 @@ pub enum Action {
     Run(Box<run_args::RunArgs>),
     /// Show the published ports of a running sandbox.
     Port(port::PortArgs),
+    /// Publish ports of a running sandbox.
+    Publish(publish::PublishArgs),
+    /// Close published ports of a running sandbox.
+    Unpublish(unpublish::UnpublishArgs),
+    /// Show or change the name servers and DNS records of a running sandbox.
+    Dns(dns::DnsArgs),
+    /// Show or change the hosts that a running sandbox knows by name.
+    Hosts(hosts::HostsArgs),
+    /// Show what a running sandbox is: addresses, offloads, limits, confinement.
+    Info(info::InfoArgs),
+    /// Show what a running sandbox is connected to, or end a connection.
+    Flows(flows::FlowsArgs),
+    /// Show the counters of a running sandbox.
+    Stats(stats::StatsArgs),
+    /// Tell what happens in a running sandbox, as it happens.
+    Events(events::EventsArgs),
+    /// Write frames of a running sandbox into a pcapng file.
+    Capture(capture::CaptureArgs),
+    /// Watch a running sandbox: flows by rate, names, drops.
+    Top(top::TopArgs),
+    /// Send a request to a control socket.
+    Ctl(ctl::CtlArgs),
     /// Try what this machine can do, line by line, and say what to do about the rest.
     Doctor(doctor::DoctorArgs),
     /// Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name.
@@ -94,6 +116,17 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
         Action::Port(args) => port::main(&args),
+        Action::Publish(args) => publish::main(&args),
+        Action::Unpublish(args) => unpublish::main(&args),
+        Action::Dns(args) => dns::main(&args),
+        Action::Hosts(args) => hosts::main(&args),
+        Action::Info(args) => info::main(&args),
+        Action::Flows(args) => flows::main(&args),
+        Action::Stats(args) => stats::main(&args),
+        Action::Events(args) => events::main(&args),
+        Action::Capture(args) => capture::main(&args),
+        Action::Top(args) => top::main(&args),
+        Action::Ctl(args) => ctl::main(&args),
         Action::Complete(args) => complete::main(&args),
         Action::Doctor(args) => doctor::main(&args),
         // Reached only behind something, such as `--`, that kept the dispatch above from seeing it.
@@ -182,6 +215,10 @@ mod tests {
             (&["tapway", "run"], "the following required arguments were not provided: <COMMAND>"),
             (&["tapway", "run", "--mtu", "big", "true"], "invalid value 'big' for '--mtu"),
             (&["tapway", "run", "--ipv6", "maybe", "true"], "[possible values: on, off]"),
+            (&["tapway", "flows", "x", "--frob"], "see 'tapway flows --help'"),
+            (&["tapway", "dns", "x", "add", "y"], "see 'tapway dns --help'"),
+            (&["tapway", "dns", "x", "set"], "see 'tapway dns --help'"),
+            (&["tapway", "unpublish", "x"], "required arguments were not provided: <SPEC>"),
             (&["tapway", "frob"], "unrecognized subcommand 'frob'"),
         ] {
             let line = line(args);

@@ -1,8 +1,8 @@
 //! `tapway top NAME`: a live view of a running sandbox: flows by rate, names from DNS answers, drops.
 //!
 //! ```text
-//! every interval   list_flows (all pages, to a bound) and get_stats over one connection ──► View::sample ──► a frame
-//! meanwhile        DNS answers over another (subscribe) ──► View::learn ──► names beside addresses
+//! every interval   list_flows (all pages, to a bound) and get_stats ──► View::sample ──► a frame
+//! meanwhile        DNS answers over a connection of their own (subscribe) ──► View::learn ──► names beside addresses
 //! ```
 //!
 //! Rates are differences between two samples. The terminal is in raw mode and on its other screen while this runs, and
@@ -30,7 +30,7 @@ use super::flows::{Page, fetch};
 use super::table::output;
 use super::target::{self, Target};
 use super::{FAILURE, Failure};
-use crate::api::client::{ClientError, Events, Session};
+use crate::api::client::{ClientError, Events};
 
 /// Most flows of one sample: 16 pages.
 pub const MOST_FLOWS: usize = 4096;
@@ -66,7 +66,7 @@ pub fn main(args: &TopArgs) -> Result<u8, Failure> {
         return Err(Failure::usage("stdout is not a terminal; --once prints one frame"));
     }
     let target = target::find(&args.sandbox)?;
-    let mut source = Source::open(&target)?;
+    let mut source = Source::open(&target);
     let mut view = View::new(target.name());
     let interval = Duration::from_secs_f64(args.interval);
     source.sample(&mut view)?;
@@ -121,12 +121,9 @@ fn watch(
         match source.sample_raw(view) {
             Ok(()) => view.say(None),
             Err(error) if error.code() == Some("gone") => view.say(Some("the network process is being replaced")),
-            Err(error) if error.code().is_some() => return Err(Some(source.target.failure("list_flows", &error))),
-            Err(_) => match source.target.server.session() {
-                Ok(session) => source.session = session,
-                Err(error) if error.nobody() => return Err(None),
-                Err(error) => return Err(Some(source.target.failure("hello", &error))),
-            },
+            // It ended between two connections, or while it was asked.
+            Err(error) if error.nobody() || matches!(error, ClientError::Closed { .. }) => return Err(None),
+            Err(error) => return Err(Some(source.target.failure("list_flows", &error))),
         }
     }
 }
@@ -145,25 +142,23 @@ pub enum Woken {
 /// Where samples and names come from.
 struct Source<'a> {
     target: &'a Target,
-    session: Session,
     /// None where nobody tells of DNS.
     events: Option<Events>,
     began: Instant,
 }
 
 impl<'a> Source<'a> {
-    fn open(target: &'a Target) -> Result<Self, Failure> {
-        let session = target.server.session().map_err(|error| target.failure("hello", &error))?;
+    fn open(target: &'a Target) -> Self {
         let events = target.server.subscribe(&["dns".to_owned()]).ok();
-        Ok(Self { target, session, events, began: Instant::now() })
+        Self { target, events, began: Instant::now() }
     }
 
     fn sample_raw(&mut self, view: &mut View) -> Result<(), ClientError> {
-        let session = &mut self.session;
-        let page = |arguments: &Value| session.ask::<Page>("list_flows", arguments);
+        let server = &self.target.server;
+        let page = |arguments: &Value| server.ask::<Page>("list_flows", arguments);
         let (flows, total) = fetch(&Map::new(), MOST_FLOWS, page)?;
         let at = self.began.elapsed().as_secs_f64();
-        let stats: Value = session.ask("get_stats", json!({}))?;
+        let stats: Value = server.ask("get_stats", json!({}))?;
         view.sample(at, &flows, total, &stats["drops"]);
         Ok(())
     }

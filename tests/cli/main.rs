@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod control;
 mod exit_codes;
 mod files;
 mod ports;
