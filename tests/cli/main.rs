@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod control;
+mod document;
 mod exit_codes;
 mod files;
 mod ports;
