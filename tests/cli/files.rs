@@ -38,7 +38,9 @@ fn hosts_is_ours_whatever_the_host_has() {
         );
         let ended = stage.script(&script);
         let text = ended.ok();
-        for line in ["127.0.0.1\tlocalhost\n", "10.0.2.100\tbox\n", "192.0.2.9\tdb\n", "10.0.2.2\tme\n"] {
+        for line in
+            ["127.0.0.1\tlocalhost\n", "10.0.2.100\tbox\n", "192.0.2.9\tdb\t# tapway\n", "10.0.2.2\tme\t# tapway\n"]
+        {
             assert!(text.contains(line), "{host}: {text}");
         }
         assert_ours(&text.replace("192.0.2.9", ""), host);
