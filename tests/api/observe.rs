@@ -267,18 +267,20 @@ fn numbers_and_metrics_agree() {
     another_reader(text);
 }
 
-/// Prometheus's own reader, where Python has it.
+/// Prometheus's own reader, where Debian's Python has it.
 fn another_reader(text: &str) {
+    // Not the first of that name: packages are the distribution's Python's.
+    const PYTHON: &str = "/usr/bin/python3";
     let script = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families as read\n\
                   print(len(list(read(sys.stdin.read()))))";
-    let has = Command::new("python3").args(["-c", "import prometheus_client"]).stderr(Stdio::null()).status();
+    let has = Command::new(PYTHON).args(["-c", "import prometheus_client"]).stderr(Stdio::null()).status();
     if !has.is_ok_and(|status| status.success()) {
         assert!(std::env::var_os("TAPWAY_NO_SKIP").is_none(), "python3-prometheus-client is missing");
         eprintln!("SKIPPED: python3-prometheus-client is missing; only our own reader has seen the metrics");
         return;
     }
     let mut python =
-        Command::new("python3").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Command::new(PYTHON).args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = python.wait_with_output().unwrap();
     assert!(output.status.success());
