@@ -24,6 +24,7 @@ tests! {
     a_successors_api_socket_stays: ours;
     signals_end_it: real ours verb;
     an_ignored_signal_stays_ignored: real ours;
+    it_dies_with_its_parent: ours;
     the_next_helper_may_start_at_once: real ours;
     the_tap_is_deleted: ours;
     the_last_process_dies: ours;
@@ -154,6 +155,21 @@ fn an_ignored_signal_stays_ignored(w: &World, helper: &Helper) {
     running.signal(Signal::SIGINT);
     running.stays(Duration::from_millis(300));
     target.sh("ping -c1 -W5 10.0.2.2");
+}
+
+/// As RootlessKit and buildah start it. Joining a user namespace for the sandbox clears the parent's death signal; it is
+/// set again.
+fn it_dies_with_its_parent(w: &World, helper: &Helper) {
+    let target = Target::new(w);
+    for hardening in [&[], HARDENED] {
+        let parent = ["sh", "-c", "setpriv --pdeathsig KILL \"$@\" & exec 3>&-; wait", "sh"];
+        let pid = target.pid.to_string();
+        let mut running = helper.with(&["-c"]).and(hardening).and(&[&pid, "tap0"]).through(&parent).ready();
+        target.sh("ping -c1 -W5 10.0.2.2");
+        running.signal(Signal::SIGKILL);
+        running.wait(SOON);
+        wait_for("the end of its child", SOON, || !target.sh("ip -o link").contains("tap0"));
+    }
 }
 
 /// A restart policy: the name must be free, whatever way the first one ended.
