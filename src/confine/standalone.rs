@@ -14,8 +14,9 @@
 //! | Landlock | always | reading in the directories that resolv.conf's links lead through; removing names beside the API socket |
 //! | seccomp | always | [`super::filter::Role::Standalone`] |
 //!
-//! `--enable-seccomp` asks for what is done anyway. The parent's death signal, which a change of credentials clears, is
-//! set again, so that whoever started us with one (RootlessKit, buildah) may rely on it.
+//! `--enable-seccomp` asks for what is done anyway. The parent's death signal is set again at the end: a change of
+//! credentials clears it (kernel/cred.c, commit_creds; not where we own the user namespace that we join), and whoever
+//! started us with one (RootlessKit, buildah) relies on it.
 //!
 //! Landlock is best effort as everywhere; without it no name can be removed at all, and the API socket's file is left.
 

@@ -157,8 +157,7 @@ fn an_ignored_signal_stays_ignored(w: &World, helper: &Helper) {
     target.sh("ping -c1 -W5 10.0.2.2");
 }
 
-/// As RootlessKit and buildah start it. Joining a user namespace for the sandbox clears the parent's death signal; it is
-/// set again.
+/// As RootlessKit and buildah start it.
 fn it_dies_with_its_parent(w: &World, helper: &Helper) {
     let target = Target::new(w);
     for hardening in [&[], HARDENED] {
