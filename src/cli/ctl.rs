@@ -13,7 +13,7 @@ use super::{FAILURE, Failure, target};
 
 const EXAMPLES: &str = "\
 Examples:
-  tapway ctl site '{\"execute\":\"get_info\"}' | jq .return.addresses
+  tapway ctl site '{\"execute\":\"get_info\"}' | jq .return.v4
   tapway ctl /run/user/1000/api.sock '{\"execute\":\"list_hostfwd\"}'
       the API socket of slirp4netns, or of tapway in its place
   tapway ctl site - <request.json

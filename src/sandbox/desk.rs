@@ -562,7 +562,16 @@ impl Desk {
                 // Without an answer what is known here stands.
                 if let Ok(Value::Object(more)) = result {
                     for (name, value) in more {
-                        info.entry(name).or_insert(value);
+                        match (info.get_mut(&name), value) {
+                            // Each knows some of these.
+                            (Some(Value::Object(here)), Value::Object(there)) => {
+                                for (name, value) in there {
+                                    here.entry(name).or_insert(value);
+                                }
+                            }
+                            (Some(_), _) => {}
+                            (None, value) => drop(info.insert(name, value)),
+                        }
                     }
                 }
                 Some(error::success(&Value::Object(info)))
@@ -716,7 +725,8 @@ impl Desk {
             "hostname": endpoint.hostname,
             "mtu": endpoint.mtu,
             "mac": endpoint.guest_mac.0.map(|byte| format!("{byte:02x}")).join(":"),
-            "addresses": { "v4": v4, "v6": v6 },
+            "v4": v4,
+            "v6": v6,
             "offloads": endpoint.offloads,
             "allow_host_loopback": endpoint.allow_host_loopback,
             "allow_link_local": endpoint.allow_link_local,

@@ -99,7 +99,7 @@ fn everything(verb: &str, arguments: &Value) -> Vec<Value> {
         "list_dns_records" => json!({ "records": [{ "name": "db", "type": "A", "value": "192.0.2.7", "ttl": 60 }] }),
         "list_hosts" => json!({ "hosts": [{ "name": "db", "address": "192.0.2.7", "source": "socket" }] }),
         "remove_dns_record" | "remove_host" => json!({ "removed": 1 }),
-        "get_info" => json!({ "name": "site", "addresses": { "ipv4": { "guest": "10.0.2.100" } } }),
+        "get_info" => json!({ "name": "site", "v4": { "guest": "10.0.2.100" } }),
         "list_flows" if arguments["after"].is_null() => json!({ "flows": [flow("tcp-1-1")], "next": "c", "total": 2 }),
         "list_flows" => json!({ "flows": [flow("tcp-2-1")], "total": 2 }),
         "get_stats" => json!({ "counters": { "frames": 5, "none": 0 }, "drops": { "policy": 2 } }),
@@ -184,7 +184,7 @@ fn people_get_tables() {
         ),
         (&["dns", s, "add", "db", "A", "192.0.2.7"], ""),
         (&["hosts", s, "ls"], "NAME  ADDRESS    SOURCE\ndb    192.0.2.7  socket\n"),
-        (&["info", s], "addresses ipv4 guest  10.0.2.100\nname                  site\n"),
+        (&["info", s], "name      site\nv4 guest  10.0.2.100\n"),
         (&["stats", s], "COUNTER  COUNT\nframes       5\n\nDROPPED BECAUSE  COUNT\npolicy               2\n"),
         (&["stats", s, "--metrics"], "# EOF\n"),
         (

@@ -340,7 +340,7 @@ fn a_script_of_nc_and_jq_drives_it() {
             ask '{"execute":"add_host","arguments":{"name":"db","address":"192.0.2.7"}}' >/dev/null
             ask '{"execute":"list_hosts"}' | jq -e '.hosts[0].source == "socket"' >/dev/null
             ask '{"execute":"add_dns_record","arguments":{"name":"t.example","type":"TXT","value":"hi"}}' >/dev/null
-            ask '{"execute":"get_info"}' | jq -e '.name == "site" and .addresses.v4.guest == "10.0.2.100"' >/dev/null
+            ask '{"execute":"get_info"}' | jq -e '.name == "site" and .v4.guest == "10.0.2.100"' >/dev/null
             ask "{\"execute\":\"unpublish\",\"arguments\":{\"ids\":[$id]}}" >/dev/null
             echo nonsense | socat - "UNIX-CONNECT:$SOCKET" | jq -e '.error.code == "bad_json"' >/dev/null
             printf '%s\n' '{"execute":"hello","arguments":{"keep_open":true}}' '{"execute":"list_ports"}' '{"execute":"no"}' |
