@@ -96,6 +96,7 @@ pub fn network_process(conn: OwnedFd) -> ExitCode {
 
 fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     crate::sys::memory::return_large_blocks();
+    let text = crate::sys::memory::Text::find();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
     tracing::debug!(?report, "confined");
@@ -108,6 +109,8 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     // When the lease is over, host sockets close with a reset, listeners with them.
     start_control(control, || std::process::exit(0))?;
     engine::tell_ready(conn)?;
+    // What it took to get here is not needed again.
+    text.drop_pages();
     engine.run().map(drop)
 }
 

@@ -18,15 +18,32 @@ pub fn return_large_blocks() {
 /// Gives the pages of program text back that starting up has touched, of this program and its libraries: 1 to 2 MB of
 /// resident memory in a process that from now on only waits. What it needs again is mapped again from the page cache.
 pub fn drop_text() {
-    // Without /proc there is nothing to know, and nothing lost.
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, length) in maps.lines().filter_map(text_of) {
-        // SAFETY: the range is a private, executable, never writable mapping of a file (the kernel just said so, and
-        // this program maps and unmaps no code later), so its pages equal the file's: dropping them loses nothing, and
-        // the next fetch reads them back, those of this very function included.
-        unsafe {
-            libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
-        }
+    Text::find().drop_pages();
+}
+
+/// Where this process's program text is, for one that loses sight of /proc before it has done starting up.
+#[derive(Debug)]
+pub struct Text(Vec<(usize, usize)>);
+
+impl Text {
+    /// Looks. Without /proc there is nothing to know, and nothing lost.
+    pub fn find() -> Self {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        Self(maps.lines().filter_map(text_of).collect())
+    }
+
+    /// As [`drop_text`].
+    pub fn drop_pages(&self) {
+        self.0.iter().for_each(|&range| drop_range(range));
+    }
+}
+
+fn drop_range((start, length): (usize, usize)) {
+    // SAFETY: the range is a private, executable, never writable mapping of a file (the kernel said so when it was looked
+    // for, and this program maps and unmaps no code), so its pages equal the file's: dropping them loses nothing, and the
+    // next fetch reads them back, those of this very function included.
+    unsafe {
+        libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
     }
 }
 
