@@ -1,40 +1,44 @@
-//! Requests and replies over a unix stream socket, whoever the clients are.
+//! Requests and replies over a unix stream socket with tokio, whoever the clients are.
 //!
-//! One request, one reply, one write, and the connection is closed. What a request is, and the answer, a [`Handler`]
-//! says; here is what must hold for every protocol, so that no client can hold up another, nor grow the process:
+//! What a connection may do, and what each kind of bad client gets, is `api::session`'s; what verbs mean, a [`Handler`]
+//! says. Here are the sockets, and what must hold for all clients together, so that none can hold up another, nor grow the
+//! process:
 //!
-//! | a client that | meets |
+//! | clients that | meet |
 //! |---|---|
-//! | sends nothing | [`Limits::silence`]; once all places are taken, [`Limits::patience`] |
-//! | sends half a request | [`Limits::rest`], then the answer to half a request |
-//! | sends too much | [`Limits::request`] bytes are looked at, [`Limits::drain`] more thrown away |
-//! | does not read | [`Limits::reply`] |
-//! | does not close | [`Limits::linger`] |
-//! | is one too many | waits in the listener's backlog |
+//! | are one too many | the listener's backlog |
+//! | say nothing while all places are taken | [`Limits::patience`] |
+//! | hold much of requests that are not whole | [`Limits::memory`]: beyond it long ones wait, until their time is up |
 //!
 //! A reply is not lost by what the client sent in vain: closing a unix socket with input unread makes the kernel report
-//! ECONNRESET to the other side before it has read the reply (net/unix/af_unix.c, unix_release_sock). So input is thrown
-//! away for a moment, then refused (SHUT_RD), and what had come until then thrown away as well.
+//! ECONNRESET to the other side before it has read the reply (net/unix/af_unix.c, unix_release_sock). So after the
+//! session's last reply input is thrown away for a moment, then refused (SHUT_RD), and what had come until then thrown
+//! away as well.
 //!
 //! Peer credentials are not looked at: who may open the socket is the file's mode.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket,
+};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::session::{self, Dialect, Request, Session};
+use super::socket::receive;
 
 /// Clients that wait to be served; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -42,33 +46,37 @@ const BACKLOG: i32 = 4096;
 const PATH_MAX: usize = 108;
 /// How long nobody is accepted when descriptors run out.
 const REST: Duration = Duration::from_millis(50);
+/// Bytes read at once.
+const READ: usize = 16 * 1024;
+/// A request that is always read on.
+const SHORT: usize = 8 * 1024;
 
-/// A protocol.
+/// A protocol: slirp4netns's three verbs and `hello`, which `api::session` knows, and others.
 pub trait Handler: 'static {
-    /// What it understood, or why it did not.
-    type Request;
-    /// Looks at what has come so far (at most [`Limits::request`] bytes); None waits for more. `ended`: there will be no
-    /// more, and None closes the connection without a reply.
-    fn read(&self, input: &[u8], ended: bool) -> Option<Self::Request>;
-    /// Does what is asked, and returns the reply.
-    fn answer(&self, request: Self::Request) -> impl Future<Output = Answer>;
+    /// The others.
+    const VERBS: &'static [&'static str];
+    /// Does what is asked; `fds` came with it.
+    fn answer(&self, request: Request, fds: Vec<OwnedFd>, connection: Connection<'_>) -> impl Future<Output = Answer>;
 }
 
-/// What a connection is given to after the reply; it is closed when this has ended.
-pub type Then = Box<dyn FnOnce(UnixStream) -> Pin<Box<dyn Future<Output = ()>>>>;
+/// The connection that a request came by.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'a>(BorrowedFd<'a>);
+
+impl Connection<'_> {
+    /// A descriptor of one's own for it.
+    pub fn duplicate(self) -> io::Result<OwnedFd> {
+        self.0.try_clone_to_owned()
+    }
+}
 
 /// The answer to a request.
-pub struct Answer {
+#[derive(Debug)]
+pub enum Answer {
     /// The reply.
-    pub reply: Vec<u8>,
-    /// Goes on with the connection, where the reply is not the end of it.
-    pub then: Option<Then>,
-}
-
-impl From<Vec<u8>> for Answer {
-    fn from(reply: Vec<u8>) -> Self {
-        Self { reply, then: None }
-    }
+    Reply(Vec<u8>),
+    /// Somebody else writes to the connection from now on, and has a descriptor of its own for that.
+    HandedOver,
 }
 
 /// Bounds of one server.
@@ -76,34 +84,21 @@ impl From<Vec<u8>> for Answer {
 pub struct Limits {
     /// Clients served at a time.
     pub clients: usize,
-    /// Most bytes of a request.
-    pub request: usize,
-    /// How long a client may be silent.
-    pub silence: Duration,
-    /// The same while clients wait to be served.
+    /// How long a client may be silent while others wait to be served.
     pub patience: Duration,
-    /// From a request's first byte to its last.
-    pub rest: Duration,
-    /// How long a client may take to read the reply.
-    pub reply: Duration,
-    /// How long a client may take to close after the reply.
-    pub linger: Duration,
-    /// Bytes thrown away after the reply.
-    pub drain: usize,
+    /// Bytes of requests and replies held for all clients, beyond which only short requests are read on.
+    pub memory: usize,
+    /// Bounds of one connection.
+    pub session: session::Limits,
 }
 
-impl Limits {
-    /// `request`: most bytes of a request.
-    pub const fn new(request: usize) -> Self {
+impl Default for Limits {
+    fn default() -> Self {
         Self {
             clients: 256,
-            request,
-            silence: Duration::from_mins(1),
             patience: Duration::from_millis(200),
-            rest: Duration::from_secs(5),
-            reply: Duration::from_secs(5),
-            linger: Duration::from_millis(200),
-            drain: 4 << 20,
+            memory: 1 << 20,
+            session: session::Limits::default(),
         }
     }
 }
@@ -148,13 +143,25 @@ fn legacy_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
 }
 
+/// What all connections of a server share.
+struct Shared<H> {
+    handler: H,
+    limits: Limits,
+    scratch: RefCell<Box<[u8]>>,
+    /// Bytes held for all clients.
+    held: Cell<usize>,
+    /// Some were let go.
+    freed: Notify,
+}
+
 /// Serves for ever, on a `LocalSet`; only a listener that fails returns. `listener` must be non-blocking.
 pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limits) -> io::Error {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
     };
-    let handler = Rc::new(handler);
+    let scratch = RefCell::new(vec![0; READ].into_boxed_slice());
+    let shared = Rc::new(Shared { handler, limits, scratch, held: Cell::new(0), freed: Notify::new() });
     let mut clients = JoinSet::new();
     let (crowded, crowd) = watch::channel(false);
     loop {
@@ -166,7 +173,8 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limit
             Some(_) = clients.join_next() => {}
             accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, _)) => {
-                    clients.spawn_local(client(stream, Rc::clone(&handler), limits, crowd.clone()));
+                    let client = Client::new(stream, Rc::clone(&shared));
+                    clients.spawn_local(client.serve(crowd.clone()));
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => sleep(REST).await,
@@ -178,95 +186,160 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limit
     }
 }
 
-async fn client<H: Handler>(mut stream: UnixStream, handler: Rc<H>, limits: Limits, crowd: watch::Receiver<bool>) {
-    let Some(request) = receive(&mut stream, &*handler, &limits, crowd).await else { return };
-    let Answer { reply, then } = handler.answer(request).await;
-    if let Some(then) = then {
-        if matches!(timeout(limits.reply, stream.write_all(&reply)).await, Ok(Ok(()))) {
-            then(stream).await;
-        }
-        return;
-    }
-    let sent = timeout(limits.reply, async {
-        stream.write_all(&reply).await?;
-        stream.shutdown().await
-    });
-    if matches!(sent.await, Ok(Ok(()))) {
-        let _ = timeout(limits.linger, drain(&mut stream, limits.drain)).await;
-    }
-    refuse_input(stream);
+struct Client<H: Handler> {
+    stream: UnixStream,
+    session: Session,
+    /// Descriptors that came with what is not answered yet.
+    fds: Vec<OwnedFd>,
+    came: Instant,
+    /// What of [`Shared::held`] is ours.
+    held: usize,
+    shared: Rc<Shared<H>>,
 }
 
-/// The request; None where there is none to answer.
-async fn receive<H: Handler>(
-    stream: &mut UnixStream,
-    handler: &H,
-    limits: &Limits,
-    mut crowd: watch::Receiver<bool>,
-) -> Option<H::Request> {
-    let came = Instant::now();
-    let mut deadline = came + limits.silence;
-    let mut hurry = false;
-    let mut input = Vec::new();
-    let mut len = 0;
-    loop {
-        let ended = tokio::select! {
-            ready = stream.readable() => {
-                ready.ok()?;
-                // A client that sends nothing costs no buffer.
-                input.resize(limits.request, 0);
-                match stream.try_read(&mut input[len..]) {
-                    Ok(0) => true,
-                    Ok(n) => {
-                        if len == 0 {
-                            deadline = Instant::now() + limits.rest;
-                        }
-                        len += n;
-                        len == limits.request
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is to be closed.
+    Over,
+    /// It is somebody else's.
+    HandedOver,
+}
+
+impl<H: Handler> Client<H> {
+    fn new(stream: UnixStream, shared: Rc<Shared<H>>) -> Self {
+        let session = Session::new(Dialect::Slirp4netns, H::VERBS, shared.limits.session, Duration::ZERO);
+        Self { stream, session, fds: Vec::new(), came: Instant::now(), held: 0, shared }
+    }
+
+    /// The session's time.
+    fn now(&self) -> Duration {
+        self.came.elapsed()
+    }
+
+    async fn serve(mut self, crowd: watch::Receiver<bool>) {
+        let end = self.converse(crowd).await;
+        self.hold(0);
+        // A connection that is somebody else's now must not be shut.
+        if end == End::Over {
+            refuse_input(&self.stream);
+        }
+    }
+
+    async fn converse(&mut self, mut crowd: watch::Receiver<bool>) -> End {
+        let shared = Rc::clone(&self.shared);
+        let (mut hurried, mut shut) = (false, false);
+        loop {
+            if let Some(end) = self.answer_all(&shared).await {
+                return end;
+            }
+            if self.session.is_finished() && !std::mem::replace(&mut shut, true) {
+                let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
+            }
+            if self.session.is_done() {
+                return End::Over;
+            }
+            self.hold(self.session.memory());
+            let wants = self.session.wants_input();
+            let may = shared.held.get() <= shared.limits.memory || self.session.memory() < SHORT;
+            let deadline = self.session.next_timeout().map(|at| self.came + at);
+            tokio::select! {
+                ready = self.stream.readable(), if wants && may => {
+                    if ready.is_err() || self.read().is_err() {
+                        return End::Over;
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                    Err(_) => return None,
+                }
+                () = shared.freed.notified(), if wants && !may => {}
+                ready = self.stream.writable(), if !self.session.output().is_empty() => {
+                    if ready.is_err() {
+                        return End::Over;
+                    }
+                }
+                () = until(deadline) => self.session.handle_timeout(self.now()),
+                // Somebody waits: whoever has had time enough goes.
+                _ = crowd.wait_for(|&crowded| crowded), if !hurried => {
+                    hurried = true;
+                    self.session.hurry(shared.limits.patience);
                 }
             }
-            () = sleep_until(deadline) => {
-                if len == 0 {
-                    return None;
+        }
+    }
+
+    /// Answers what has come, as long as replies leave at once.
+    async fn answer_all(&mut self, shared: &Shared<H>) -> Option<End> {
+        loop {
+            if self.write().is_err() {
+                return Some(End::Over);
+            }
+            if !self.session.output().is_empty() {
+                return None;
+            }
+            if let Some(request) = self.session.poll_request(self.now()) {
+                let fds = std::mem::take(&mut self.fds);
+                let connection = Connection(self.stream.as_fd());
+                match shared.handler.answer(request, fds, connection).await {
+                    Answer::Reply(reply) => self.session.reply(reply, self.now()),
+                    Answer::HandedOver => return Some(End::HandedOver),
                 }
-                true
+            } else if self.session.output().is_empty() {
+                return None;
             }
-            // Somebody waits: whoever has had time enough goes.
-            _ = crowd.wait_for(|&crowded| crowded), if !hurry => {
-                hurry = true;
-                deadline = deadline.min(came + limits.patience);
-                continue;
+        }
+    }
+
+    /// Reads what is there.
+    fn read(&mut self) -> io::Result<()> {
+        let mut scratch = self.shared.scratch.borrow_mut();
+        let room = self.session.room().min(scratch.len());
+        let (stream, fds) = (&self.stream, &mut self.fds);
+        let read = stream.try_io(Interest::READABLE, || Ok(receive(stream, &mut scratch[..room], fds)?));
+        let now = self.came.elapsed();
+        match read {
+            Ok(0) => self.session.handle_end(),
+            Ok(len) => self.session.handle_input(&scratch[..len], now),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Writes what can be written.
+    fn write(&mut self) -> io::Result<()> {
+        while !self.session.output().is_empty() {
+            match self.stream.try_write(self.session.output()) {
+                Ok(len) => self.session.handle_sent(len, self.now()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-        };
-        let request = handler.read(&input[..len], ended);
-        if ended || request.is_some() {
-            return request;
+        }
+        Ok(())
+    }
+
+    /// Accounts for `bytes` held from now on.
+    fn hold(&mut self, bytes: usize) {
+        let before = std::mem::replace(&mut self.held, bytes);
+        self.shared.held.set(self.shared.held.get() + bytes - before);
+        if bytes < before {
+            self.shared.freed.notify_waiters();
         }
     }
 }
 
-/// Throws input away until the client closes, or `most` bytes have come.
-async fn drain(stream: &mut UnixStream, most: usize) {
-    let mut waste = vec![0; 16 * 1024];
-    let mut left = most;
-    while left > 0 {
-        match stream.read(&mut waste).await {
-            Ok(0) | Err(_) => return,
-            Ok(n) => left = left.saturating_sub(n),
-        }
+/// Sleeps until then; for ever without a time.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
     }
 }
 
-/// Closes; nothing that the client sent is left unread.
-fn refuse_input(stream: UnixStream) {
-    let Ok(stream) = stream.into_std() else { return };
+/// Before closing: nothing that the client sent is left unread.
+fn refuse_input(stream: &UnixStream) {
     // From here on sending fails with EPIPE, so the loop ends with what is queued now.
-    if stream.shutdown(std::net::Shutdown::Both).is_err() {
+    if shutdown(stream.as_raw_fd(), Shutdown::Both).is_err() {
         return;
     }
-    let mut waste = vec![0; 16 * 1024];
-    while let Ok(1..) = io::Read::read(&mut &stream, &mut waste) {}
+    let mut waste = vec![0; READ];
+    while let Ok(1..) = receive(stream, &mut waste, &mut Vec::new()) {}
 }

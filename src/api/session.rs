@@ -394,14 +394,17 @@ impl Session {
     /// The envelope at the start of the input, and its length; None waits for more.
     fn next_envelope(&mut self, ended: bool, now: Duration) -> Option<(Result<Envelope, Refused>, usize)> {
         if self.dialect == Dialect::Slirp4netns && !self.kept {
-            if self.input.len() >= hostfwd::TOO_LARGE {
+            let first = &self.input[..self.input.len().min(hostfwd::TOO_LARGE - 1)];
+            let read = envelope::read(first, ended || first.len() < self.input.len());
+            // What follows matters to those verbs alone that are read strictly, and to `hello`, which keeps it.
+            let len = match (Scan::default().run(first, false), &read) {
+                (Found::End(len), Some(Ok(_))) => len,
+                _ => self.input.len(),
+            };
+            if first.len() < self.input.len() && !matches!(&read, Some(Ok(envelope)) if envelope.execute == "hello") {
                 return Some((Err(Refused::TooLarge), self.input.len()));
             }
-            if self.input.is_empty() && ended {
-                return None;
-            }
-            let envelope = envelope::read(&self.input, ended)?.map_err(Refused::No);
-            return Some((envelope, self.input.len()));
+            return Some((read?.map_err(Refused::No), len));
         }
         let len = match self.scan.run(&self.input, self.kept) {
             Found::End(len) => len,

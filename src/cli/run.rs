@@ -19,6 +19,7 @@ use nix::sys::signal::SigSet;
 
 use super::run_args::{RunArgs, Switch};
 use super::{FAILURE, Failure};
+use crate::host::ports;
 use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
 use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish, resolv};
@@ -27,7 +28,7 @@ use crate::sandbox::inside::Setup;
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::users::{self, Identity, UserChoice};
-use crate::sandbox::{control, files, host_dns, ports, state};
+use crate::sandbox::{control, files, host_dns, state};
 use crate::sys;
 
 /// Longest host name (HOST_NAME_MAX, limits.h) and longest label of one (RFC 1035, section 2.3.4).

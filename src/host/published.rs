@@ -5,7 +5,7 @@
 //! UDP sockets tell each datagram's destination (PKTINFO), so that replies leave from the address that the client used.
 //! An IPv6 socket is for IPv6 alone, so that both families of a port are had or refused one by one.
 //!
-//! The monitor binds before anything else is started (`sandbox::ports`), a process without one at run time, under its
+//! The monitor binds before anything else is started (`host::ports`), a process without one at run time, under its
 //! system call filter: `socket`, `setsockopt` (SO_REUSEADDR, SO_LINGER, IP_PKTINFO, IPV6_V6ONLY, IPV6_RECVPKTINFO),
 //! `bind`, `listen`, `getsockname`.
 

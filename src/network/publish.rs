@@ -9,7 +9,7 @@
 //! 8000-8010:80       the first of these host ports that is free
 //! ```
 //!
-//! Text in, values out; binding is the monitor's (`sandbox::ports`). Deliberately not here: host names as addresses,
+//! Text in, values out; binding is `host::ports`'s. Deliberately not here: host names as addresses,
 //! SCTP, IPv6 scopes.
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
 //! Who answers the verbs of the control socket that ask the network process: [`Answers::answer`], the same whether a monitor
-//! asks (`runtime::told`) or the process has a socket of its own.
+//! asks (`runtime::told`) or the process has a socket of its own (`runtime::api`).
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -1,63 +1,48 @@
-//! The API socket of slirp4netns mode: `api::server`, with the verbs of `api::hostfwd` over the [`Forwards`] and those of
-//! `api::verbs::observe` by the [`Observer`].
+//! The API socket of slirp4netns mode: every verb, in a process that no monitor stands by.
 //!
-//! The three verbs of slirp4netns keep that program's bytes and its tolerance; all others are read strictly and refused
-//! with a code. A verb that nobody knows is refused in that program's words, with a code.
+//! | verbs | done by |
+//! |---|---|
+//! | slirp4netns's three, `publish`, `unpublish`, `list_ports` | [`Forwards`] |
+//! | `set_dns`, records, hosts | [`OwnNames`] |
+//! | all others | [`Answers`], as for a monitor |
+//!
+//! The three verbs of slirp4netns keep that program's bytes and its tolerance, and what is no request is refused in its
+//! words (`api::session`); all others are read strictly and refused with a code. What is changed here lives as long as
+//! the process: there is nobody to tell a successor.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::rc::Rc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
-use super::events;
+use super::answers::{Answers, PORT_TRAFFIC};
 use super::forwards::Forwards;
-use super::observe::Observer;
-use crate::api::envelope::{self, Envelope};
-use crate::api::error;
-use crate::api::hostfwd::{self, Fault, Request};
-use crate::api::server::{self, Answer, Handler, Limits};
+use super::own_names::OwnNames;
+use crate::api::error::{self, ApiError};
+use crate::api::hostfwd::{self, Fault, Request as Legacy};
+use crate::api::server::{self, Answer, Connection, Handler, Limits};
+use crate::api::session::{PROTOCOL, Request};
 use crate::api::verbs::observe::SUBSCRIBE;
-
-/// What is said to a verb that nobody knows: that program's words, and a code behind them.
-const UNKNOWN: &[u8] = br#"{"error":{"desc":"bad request: unknown execute","code":"unknown_verb"}}"#;
+use crate::api::verbs::ports::{ListPorts, Publish, Unpublish};
+use crate::api::verbs::{self, dns};
 
 /// What requests are answered with.
-pub struct Legacy {
+pub struct Desk {
     forwards: Mutex<Forwards>,
     guest_v6: bool,
-    observer: Option<Observer>,
+    names: Rc<OwnNames>,
+    answers: Answers,
 }
 
-/// What was understood of a request.
-#[derive(Debug)]
-pub enum Asked {
-    /// A verb of slirp4netns's, or what that program refuses.
-    Legacy(Result<Request, Fault>),
-    /// Another verb.
-    Other(Envelope),
-}
-
-impl Legacy {
-    /// `guest_v6`: the guest has IPv6.
-    pub fn new(forwards: Forwards, guest_v6: bool) -> Self {
-        Self { forwards: Mutex::new(forwards), guest_v6, observer: None }
+impl Desk {
+    /// Of one process.
+    pub fn new(forwards: Forwards, names: Rc<OwnNames>, answers: Answers) -> Self {
+        Self { guest_v6: forwards.guest().v6, forwards: Mutex::new(forwards), names, answers }
     }
 
-    /// Also answers what the process tells of itself.
-    pub fn observe_with(&mut self, observer: Observer) {
-        self.observer = Some(observer);
-    }
-
-    async fn obey(&self, request: Request) -> Result<Vec<u8>, Fault> {
-        let mut forwards = self.forwards.lock().await;
-        match request {
-            Request::Add(add) => Ok(hostfwd::added(forwards.add(add).await?)),
-            Request::Remove(id) => forwards.remove(id).await.map(|()| hostfwd::removed()),
-            Request::List => Ok(hostfwd::listed(&forwards.list())),
-        }
-    }
-
-    async fn legacy(&self, request: Result<Request, Fault>) -> Vec<u8> {
+    async fn legacy(&self, request: Result<Legacy, Fault>) -> Vec<u8> {
         let reply = match request {
             Ok(request) => self.obey(request).await,
             Err(fault) => Err(fault),
@@ -70,49 +55,71 @@ impl Legacy {
         })
     }
 
-    async fn other(&self, Envelope { execute, arguments, .. }: Envelope) -> Answer {
-        match &self.observer {
-            Some(observer) if execute == SUBSCRIBE => match observer.subscribe(arguments) {
-                Ok(subscription) => Answer {
-                    reply: [error::success(&json!({})), b"\n".to_vec()].concat(),
-                    then: Some(Box::new(|stream| Box::pin(events::serve(stream, subscription)))),
-                },
-                Err(error) => error.reply().into(),
-            },
-            Some(observer) if Observer::knows(&execute) => {
-                error::reply(&observer.answer(&execute, arguments).await).into()
+    async fn obey(&self, request: Legacy) -> Result<Vec<u8>, Fault> {
+        let mut forwards = self.forwards.lock().await;
+        match request {
+            Legacy::Add(add) => Ok(hostfwd::added(forwards.add(add).await?)),
+            Legacy::Remove(id) => forwards.remove(id).await.map(|()| hostfwd::removed()),
+            Legacy::List => Ok(hostfwd::listed(&forwards.entries())),
+        }
+    }
+
+    async fn other(&self, verb: &str, arguments: Map<String, Value>, fds: Vec<OwnedFd>) -> Result<Value, ApiError> {
+        match verb {
+            "publish" => {
+                let Publish { specs } = error::arguments(verb, arguments)?;
+                error::value(&self.forwards.lock().await.publish(&specs).await?)
             }
-            _ => UNKNOWN.to_vec().into(),
+            "unpublish" => {
+                let which = error::arguments::<Unpublish>(verb, arguments)?.which()?;
+                error::value(&self.forwards.lock().await.unpublish(&which).await?)
+            }
+            "list_ports" => {
+                let ListPorts {} = error::arguments(verb, arguments)?;
+                let traffic = self.answers.answer(PORT_TRAFFIC, Map::new(), Vec::new()).await?;
+                let traffic = serde_json::from_value(traffic).unwrap_or_default();
+                error::value(&self.forwards.lock().await.list(&traffic))
+            }
+            "get_info" => {
+                let mut info = self.answers.answer(verb, arguments, fds).await?;
+                info["protocol"] = json!(PROTOCOL);
+                info["mode"] = json!("slirp4netns");
+                info["ports"] = json!(self.forwards.lock().await.len());
+                Ok(info)
+            }
+            known if dns::VERBS.contains(&known) => self.names.obey(known, arguments),
+            _ => self.answers.answer(verb, arguments, fds).await,
         }
     }
 }
 
-impl Handler for Legacy {
-    type Request = Asked;
+impl Handler for Desk {
+    const VERBS: &'static [&'static str] = verbs::ALL;
 
-    fn read(&self, input: &[u8], ended: bool) -> Option<Asked> {
-        if input.len() >= hostfwd::TOO_LARGE {
-            return Some(Asked::Legacy(Err(Fault::TooLarge)));
+    async fn answer(&self, request: Request, fds: Vec<OwnedFd>, connection: Connection<'_>) -> Answer {
+        let Request { verb, arguments } = request;
+        if let Some(request) = hostfwd::parse(&verb, &arguments, self.guest_v6) {
+            return Answer::Reply(self.legacy(request).await);
         }
-        Some(match envelope::read(input, ended)? {
-            Err(fault) => Asked::Legacy(Err(fault.into())),
-            Ok(envelope) => match hostfwd::parse(&envelope.execute, &envelope.arguments, self.guest_v6) {
-                Some(request) => Asked::Legacy(request),
-                None => Asked::Other(envelope),
+        if verb != SUBSCRIBE {
+            return Answer::Reply(error::reply(&self.other(&verb, arguments, fds).await));
+        }
+        // The subscription has a descriptor of its own for the connection, and says by itself that it begins.
+        match connection.duplicate() {
+            Ok(fd) => match self.answers.answer(&verb, arguments, vec![fd]).await {
+                Ok(_) => Answer::HandedOver,
+                Err(error) => Answer::Reply(error.reply()),
             },
-        })
-    }
-
-    async fn answer(&self, request: Asked) -> Answer {
-        match request {
-            Asked::Legacy(request) => self.legacy(request).await.into(),
-            Asked::Other(envelope) => self.other(envelope).await,
+            Err(error) => {
+                let desc = format!("cannot duplicate the connection: {error}");
+                Answer::Reply(ApiError::new(error::Code::Limit, desc).reply())
+            }
         }
     }
 }
 
 /// Serves `listener` for ever, on a `LocalSet`.
-pub async fn serve(listener: UnixListener, handler: Legacy) {
-    let error = server::serve(listener, handler, Limits::new(hostfwd::TOO_LARGE)).await;
+pub async fn serve(listener: UnixListener, desk: Desk) {
+    let error = server::serve(listener, desk, Limits::default()).await;
     tracing::error!("the API socket is served no more: {error}");
 }

@@ -172,16 +172,22 @@ impl DataPlane {
     }
 
     /// Has several more ports served; they get consecutive numbers, served or not. One turn of the data plane serves
-    /// them all, so they come in batches (`attach::MAX_FDS`: a third of a millisecond).
-    pub async fn listen_all(&self, ports: Vec<(Listener, OwnedFd)>) -> io::Result<()> {
+    /// them all, so they come in batches (`attach::MAX_FDS`: a third of a millisecond). All are served, or none; the first
+    /// number.
+    pub async fn listen_all(&self, ports: Vec<(Listener, OwnedFd)>) -> io::Result<usize> {
         let first = self.0.next_listener.fetch_add(ports.len(), Ordering::Relaxed);
         let listeners: Vec<Listener> = ports.iter().map(|(listener, _)| *listener).collect();
-        self.ask(|done| Command::ListenAll { first, ports, done }).await??;
+        if let Err(error) = self.ask(|done| Command::ListenAll { first, ports, done }).await? {
+            for number in first..first + listeners.len() {
+                self.ask(|done| Command::Unlisten { number, done }).await?;
+            }
+            return Err(error);
+        }
         for (at, listener) in listeners.into_iter().enumerate() {
             self.know(first + at, listener);
             self.0.hub.port(EventKind::PortBound, &listener);
         }
-        Ok(())
+        Ok(first)
     }
 
     /// Has a port closed; returns whether it was there.

@@ -2,7 +2,7 @@
 //!
 //! It listens to the [`Supervisor`] and answers the guest's DNS queries by asking upstream. A monitor's attach connection
 //! is the lease: when it closes, the process ends; what else is said over it is in `runtime::told`. A process that stands alone looks
-//! for them itself, when it is asked for a name and has not looked for [`LOOK_AGAIN`]. Queries come over a bounded channel; answers go back over another,
+//! for them itself (`runtime::own_names`). Queries come over a bounded channel; answers go back over another,
 //! with an eventfd that wakes the data plane. Both drop when full.
 
 use std::collections::BTreeMap;
@@ -11,16 +11,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 
 use super::answers::Answers;
-use super::api::Legacy;
+use super::api::{self, Desk};
 use super::command::DataPlane;
 use super::events::{self, FlowHearer};
+use super::forwards::Forwards;
 use super::observe::{Identity, Observer};
+use super::own_names::OwnNames;
 use super::told::Told;
 use crate::api::attach::ZoneParts;
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
@@ -29,9 +30,6 @@ use crate::network::zone::{self, Record, Zone};
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
 pub const QUEUE: usize = 1024;
-
-/// How old the list of name servers may be when a name is asked for, where nobody tells of changes.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Returns the host's name servers if they may have changed.
 pub type HostDns = Box<dyn FnMut() -> Option<Vec<SocketAddr>> + Send>;
@@ -126,8 +124,8 @@ pub struct Control {
     pub answers: mpsc::Sender<DnsAnswer>,
     /// Wakes the data plane.
     pub wake: Arc<EventFd>,
-    /// The API socket, and who answers there.
-    pub api: Option<(UnixListener, Legacy)>,
+    /// The API socket, and the ports that are changed there.
+    pub api: Option<(UnixListener, Forwards)>,
     /// The data plane's handle, for what it can tell and do.
     pub plane: DataPlane,
     /// What the process tells of itself, and what the data plane tells of flows.
@@ -153,21 +151,14 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, api, plane, observed } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, api: api_socket, plane, observed } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         dns.tell(&resolver);
-        let hub = plane.hub().clone();
         let observer = observed.map(|(identity, hearer)| {
             tokio::task::spawn_local(events::watch(plane.clone(), hearer, Arc::clone(&resolver)));
             Observer::new(plane.clone(), identity, Arc::clone(&resolver))
         });
-        if let Some((listener, mut handler)) = api {
-            if let Some(observer) = observer.clone() {
-                handler.observe_with(observer);
-            }
-            tokio::task::spawn_local(super::api::serve(listener, handler));
-        }
-        let mut look = None;
+        let mut own = None;
         let mut monitor = match supervisor {
             Supervisor::Monitor(conn) => {
                 let asked = Rc::new(Answers::new(plane.clone(), observer));
@@ -180,7 +171,13 @@ impl Control {
                 }
             }
             Supervisor::Caller { host_dns } => {
-                look = Some(Look { host_dns, at: None });
+                let hub = plane.hub().clone();
+                let names = Rc::new(OwnNames::new(Arc::clone(&resolver), hub, dns.servers, Some(host_dns)));
+                if let Some((listener, forwards)) = api_socket {
+                    let desk = Desk::new(forwards, Rc::clone(&names), Answers::new(plane, observer));
+                    tokio::task::spawn_local(api::serve(listener, desk));
+                }
+                own = Some(names);
                 tokio::task::spawn_local(std::future::pending())
             }
         };
@@ -188,10 +185,8 @@ impl Control {
             tokio::select! {
                 _ = &mut monitor => return,
                 query = queries.recv() => {
-                    if let Some(servers) = look.as_mut().and_then(Look::look) {
-                        tracing::info!(?servers, "name servers changed");
-                        hub.host_dns(&servers);
-                        resolver.set_servers(servers);
+                    if let Some(names) = &own {
+                        names.look();
                     }
                     match query {
                     Some(DnsQuery::Udp { guest, server, query }) => {
@@ -217,22 +212,6 @@ impl Control {
                 }
             }
         }
-    }
-}
-
-/// Looking for name servers by ourselves.
-struct Look {
-    host_dns: HostDns,
-    at: Option<Instant>,
-}
-
-impl Look {
-    fn look(&mut self) -> Option<Vec<SocketAddr>> {
-        if self.at.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
-            return None;
-        }
-        self.at = Some(Instant::now());
-        (self.host_dns)()
     }
 }
 

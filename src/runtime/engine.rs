@@ -21,7 +21,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
-use super::api::Legacy;
 use super::capture::{self, Taken};
 use super::command::{Command, DataPlane, FlowPage, Statistics};
 use super::control::{self, Control, DnsAnswer, Supervisor};
@@ -126,7 +125,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     }
     let api = api.map(|listener| {
         let guest = Guest::new(&endpoint);
-        (listener, Legacy::new(Forwards::new(plane.clone(), guest, MAX_FORWARDS), guest.v6))
+        (listener, Forwards::new(plane.clone(), guest, MAX_FORWARDS))
     });
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;

@@ -20,6 +20,7 @@ pub mod events;
 pub mod forwards;
 pub mod observe;
 pub mod output;
+pub mod own_names;
 pub mod sockets;
 pub mod told;
 

@@ -13,9 +13,9 @@
 //! to be handed to a successor, and so that its end is seen.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IoSliceMut, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,12 +24,12 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen,
-    recvmsg, send, socket, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, send, socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 
 use crate::api::session::{Dialect, Limits, Request, Session};
+use crate::api::socket::receive;
 
 /// Clients served at a time.
 pub const MAX_CLIENTS: usize = 32;
@@ -43,8 +43,6 @@ pub const REQUESTS: usize = 64;
 const MEMORY: usize = 1 << 20;
 /// A short one.
 const SHORT: usize = 8 * 1024;
-/// Descriptors taken with one request.
-const MAX_FDS: usize = 4;
 /// Clients that wait to be served; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// How long nobody is accepted when descriptors run out.
@@ -345,21 +343,4 @@ impl Drop for Client {
             while let Ok(1..) = (&self.stream).read(&mut waste) {}
         }
     }
-}
-
-/// Reads what is there, with descriptors; those beyond [`MAX_FDS`] are closed.
-fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> nix::Result<usize> {
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let mut iov = [IoSliceMut::new(bytes)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
-    if let Ok(all) = message.cmsgs() {
-        for cmsg in all {
-            if let ControlMessageOwned::ScmRights(raw) = cmsg {
-                fds.extend(raw.into_iter().map(crate::sys::fd::adopt));
-            }
-        }
-    }
-    fds.truncate(MAX_FDS);
-    Ok(message.bytes)
 }

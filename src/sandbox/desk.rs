@@ -38,7 +38,7 @@ use crate::api::session::{PROTOCOL, Request};
 use crate::api::verbs::dns::{self, Change as NamesChange};
 use crate::api::verbs::ports as verbs;
 use crate::network::config::{EndpointConfig, Listener};
-use crate::network::desired::{self, Desired, DesiredError};
+use crate::network::desired::{self, Desired};
 
 /// How long the network process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,33 +46,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BACKLOG: usize = 256;
 /// Numbers of ports in one message.
 const UNLISTEN: usize = 4096;
-/// Descriptors that are left for everything but published ports.
-const RESERVE: u64 = 128;
-
-/// Every verb that a sandbox's socket knows, beside slirp4netns's and `hello`.
-pub const VERBS: &[&str] = &[
-    "publish",
-    "unpublish",
-    "list_ports",
-    "set_dns",
-    "get_dns",
-    "add_dns_record",
-    "remove_dns_record",
-    "list_dns_records",
-    "add_host",
-    "remove_host",
-    "list_hosts",
-    "get_info",
-    "start_capture",
-    "stop_capture",
-    "list_captures",
-    "list_flows",
-    "kill_flow",
-    "get_stats",
-    "get_metrics",
-    "set_log_level",
-    "subscribe",
-];
 
 /// What the monitor knows of the sandbox beside its network.
 #[derive(Clone, Debug)]
@@ -391,7 +364,7 @@ impl Desk {
     fn names(&mut self, request: dns::Request) -> Result<Value, ApiError> {
         let (change, before) = (request.change(), self.desired.clone());
         let value = request.apply(&mut self.desired, &desired::Limits::default(), &self.host_servers);
-        let value = value.map_err(|error| names_refused(&error))?;
+        let value = value.map_err(|error| dns::refused(&error))?;
         if let (NamesChange::Settings | NamesChange::Hosts, Err(error)) = (change, self.write_files()) {
             self.desired = before;
             // One of two files may have been written.
@@ -416,7 +389,8 @@ impl Desk {
         match request {
             hostfwd::Request::List => Ok(Some(hostfwd::listed(&self.ports.entries()))),
             hostfwd::Request::Add(add) => {
-                let bound = self.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
+                let bound =
+                    self.ports.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
                 match bound {
                     Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
                     Err(reason) => {
@@ -433,32 +407,15 @@ impl Desk {
         }
     }
 
-    /// Refuses what the limit on descriptors does not allow.
-    fn check_room(&self, needed: usize) -> Result<(), ApiError> {
-        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-        let left = limit.saturating_sub(RESERVE).saturating_sub(self.ports.len() as u64);
-        if needed as u64 <= left {
-            return Ok(());
-        }
-        let desc = format!(
-            "{needed} more sockets are needed and {left} are left of the limit on open files ({limit}); \
-             publish fewer, or raise the limit (ulimit -n) before tapway run"
-        );
-        Err(ApiError::new(Code::Limit, desc))
-    }
-
     fn publish(&mut self, arguments: Map<String, Value>) -> Result<Vec<u64>, ApiError> {
         let verbs::Publish { specs } = error::arguments("publish", arguments)?;
-        let parsed = Published::parse(&specs)?;
-        self.check_room(parsed.iter().flat_map(|(_, ports)| ports).map(super::ports::sockets).sum())?;
-        self.ports.publish(&parsed)
+        self.ports.publish(&specs)
     }
 
     fn unpublish(&mut self, arguments: Map<String, Value>) -> Result<Vec<Bound>, ApiError> {
-        match error::arguments("unpublish", arguments)? {
-            verbs::Unpublish { specs: Some(specs), ids: None } => self.ports.unpublish(&specs),
-            verbs::Unpublish { specs: None, ids: Some(ids) } => self.ports.remove_all(&ids),
-            _ => Err(ApiError::new(Code::BadArgument, "unpublish: give either `specs` or `ids`")),
+        match error::arguments::<verbs::Unpublish>("unpublish", arguments)?.which()? {
+            verbs::Which::Specs(specs) => self.ports.unpublish(&specs),
+            verbs::Which::Ids(ids) => self.ports.remove_all(&ids),
         }
     }
 
@@ -742,16 +699,6 @@ impl Desk {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
-
-fn names_refused(error: &DesiredError) -> ApiError {
-    let code = match error.fault() {
-        desired::Fault::BadArgument => Code::BadArgument,
-        desired::Fault::NotFound => Code::NotFound,
-        desired::Fault::Exists => Code::Exists,
-        desired::Fault::Limit => Code::Limit,
-    };
-    ApiError::new(code, error.to_string())
-}
 
 /// One batch of ports.
 fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {

@@ -11,7 +11,7 @@
 //!
 //! - [`monitor`]: the event loop and the order of things;
 //! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
-//! - [`ports`], [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
+//! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`control`], [`desk`], [`published`], [`edit`]: the control socket, and what is changed there;
 //! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
 //!
@@ -28,7 +28,6 @@ pub mod link;
 pub mod mapping;
 pub mod monitor;
 pub mod netlink;
-pub mod ports;
 pub mod proto;
 pub mod published;
 pub mod slirp;

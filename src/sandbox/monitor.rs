@@ -35,7 +35,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use super::control::{self, Server, Watched};
-use super::desk::{self, Answered, Desk, Identity};
+use super::desk::{Answered, Desk, Identity};
 use super::edit::Edited;
 use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::inside::{self, Setup};
@@ -45,6 +45,7 @@ use super::proto::{FromSandbox, ToSandbox};
 use super::state::{self, Entry};
 use crate::api::attach::{self, AttachError, FromNetwork};
 use crate::api::session::Limits;
+use crate::api::verbs;
 use crate::network::config::{EndpointConfig, Listener};
 use crate::network::desired::Desired;
 use crate::sys::spawn::{self, Forked};
@@ -295,7 +296,7 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
     );
     desk.network_pid = network.child.pid.as_raw();
-    let control = plan.control.take().map(|listener| Server::new(listener, desk::VERBS, Limits::default()));
+    let control = plan.control.take().map(|listener| Server::new(listener, verbs::ALL, Limits::default()));
     let pcap = plan.pcap.take().map(Rc::new);
     let mut monitor = Monitor {
         plan,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tapway::api::server::{BindError, Limits, bind_legacy};
+use tapway::api::session;
 
 use crate::served::{Served, ask, connect, fresh_path};
 
@@ -21,7 +22,11 @@ const TOO_LARGE: &str = r#"{"error":{"desc":"bad request: too large message"}}"#
 const IN_TIME: Duration = Duration::from_secs(1);
 
 fn served() -> Served {
-    Served::start(Limits::new(4096), 1000)
+    Served::start(Limits::default(), 1000)
+}
+
+fn with(session: session::Limits) -> Limits {
+    Limits { session, ..Limits::default() }
 }
 
 /// A good client, which must not notice anything.
@@ -62,7 +67,7 @@ fn a_request_in_pieces() {
 
 #[test]
 fn half_a_request_is_answered_after_a_while() {
-    let limits = Limits { rest: Duration::from_millis(300), ..Limits::new(4096) };
+    let limits = with(session::Limits { rest: Duration::from_millis(300), ..session::Limits::default() });
     let served = Served::start(limits, 1);
     let stream = served.connect();
     (&stream).write_all(br#"{"execute":"#).unwrap();
@@ -87,7 +92,7 @@ fn what_can_be_no_request_is_refused_at_once() {
 
 #[test]
 fn silent_clients_are_sent_away() {
-    let limits = Limits { silence: Duration::from_millis(300), ..Limits::new(4096) };
+    let limits = with(session::Limits { idle: Duration::from_millis(300), ..session::Limits::default() });
     let served = Served::start(limits, 1);
     let stream = served.connect();
     good(&served);
@@ -162,7 +167,7 @@ fn what_follows_a_request_does_not_cost_its_reply() {
 
 #[test]
 fn a_client_that_never_reads() {
-    let limits = Limits { reply: Duration::from_millis(500), ..Limits::new(4096) };
+    let limits = with(session::Limits { reply: Duration::from_millis(500), ..session::Limits::default() });
     let served = Served::start(limits, 20_000);
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
@@ -360,7 +365,7 @@ fn where_forwards_lead() {
 
 #[test]
 fn the_number_of_forwards_is_bounded() {
-    let served = Served::start(Limits::new(4096), 1);
+    let served = Served::start(Limits::default(), 1);
     let host = own_address();
     let one =
         |port: u16| add(&served, &format!(r#""proto":"tcp","host_addr":"{host}","host_port":{port},"guest_port":1"#));

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,10 +13,13 @@ use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 use tapway::api::server::{Limits, bind_legacy, serve};
+use tapway::host::resolver::{self, Resolver};
 use tapway::network::config::Listener;
-use tapway::runtime::api::Legacy;
+use tapway::runtime::answers::Answers;
+use tapway::runtime::api::Desk;
 use tapway::runtime::command::{Command, DataPlane};
 use tapway::runtime::forwards::{Forwards, Guest};
+use tapway::runtime::own_names::OwnNames;
 
 /// A server on a socket of its own.
 pub struct Served {
@@ -70,7 +74,10 @@ impl Served {
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let guest = Guest { recommended: [10, 0, 2, 100].into(), dhcp: [10, 0, 2, 15].into(), v6: true };
-            let handler = Legacy::new(Forwards::new(plane, guest, max_forwards), true);
+            let resolver = Arc::new(Resolver::new(resolver::Limits::default()));
+            let names = Rc::new(OwnNames::new(resolver, plane.hub().clone(), Vec::new(), None));
+            let handler =
+                Desk::new(Forwards::new(plane.clone(), guest, max_forwards), names, Answers::new(plane, None));
             let error = tokio::task::LocalSet::new().block_on(&runtime, serve(listener, handler, limits));
             panic!("the server ended: {error}");
         });

@@ -142,7 +142,7 @@ fn requests(p: &[u16]) -> Vec<(Vec<u8>, Expect)> {
         (raw(r#"{"execute":1}"#), Same),
         (raw(r#"{"execute":null}"#), Same),
         (raw(r#"{"execute":""}"#), Same),
-        (raw(r#"{"execute":"get_info"}"#), Same),
+        (raw(r#"{"execute":"get_information"}"#), Same),
         (raw(r#"{"Execute":"list_hostfwd"}"#), Same),
         (raw("{'execute':'list_hostfwd'}"), Same),
         (raw(r#"{"execute":"list_hostfwd",}"#), Same),
@@ -308,7 +308,7 @@ fn replies_are_the_originals() {
     // One after the other: they want the same ports.
     let theirs: Vec<_> = for_them.iter().map(|(request, _)| reply(&original.path, request)).collect();
     drop(original);
-    let served = Served::start(Limits::new(4096), 100);
+    let served = Served::start(Limits::default(), 100);
     for ((request, expect), theirs) in for_us.iter().zip(&theirs) {
         compare(request, theirs, &reply(&served.path, request), *expect);
     }
@@ -316,7 +316,7 @@ fn replies_are_the_originals() {
 
 #[test]
 fn what_kills_the_original_is_refused() {
-    let served = Served::start(Limits::new(4096), 100);
+    let served = Served::start(Limits::default(), 100);
     for (n, arguments) in
         ["", r#","arguments":{}"#, r#","arguments":[]"#, r#","arguments":{"proto":5}"#].iter().enumerate()
     {

@@ -7,7 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
-const PACKAGES: &str = "dnsmasq-base dnsutils iproute2 iputils-ping libcap2-bin ncat slirp4netns udhcpc util-linux";
+const PACKAGES: &str =
+    "dnsmasq-base dnsutils iproute2 iputils-ping libcap2-bin ncat slirp4netns tcpdump udhcpc util-linux";
 
 /// Makes tests out of functions that take the stage and a helper: `function: helper helper;`.
 ///
@@ -41,6 +42,7 @@ mod startup;
 #[allow(dead_code, reason = "shared with tests/netns")]
 mod tools;
 mod upstream;
+mod verbs;
 #[path = "../netns/world.rs"]
 #[allow(dead_code, reason = "shared with tests/netns")]
 mod world;

@@ -252,7 +252,7 @@ fn slirp4netns_to_the_byte_until_hello() {
     let session = || Session::new(Dialect::Slirp4netns, VERBS, Limits::default(), ZERO);
     let answer = |input: &[u8]| {
         let mut session = session();
-        let mut sent = give(&mut session, input, 1000);
+        let mut sent = give(&mut session, input, usize::MAX);
         if sent.is_empty() {
             session.handle_end();
             sent = pump(&mut session, ZERO);
@@ -266,7 +266,17 @@ fn slirp4netns_to_the_byte_until_hello() {
     assert_eq!(answer(b"{\"execute\":"), bad("cannot parse JSON"));
     assert_eq!(answer(b"[]"), bad("json_object() failed"));
     assert_eq!(answer(b"{}"), bad("no execute found"));
-    assert_eq!(answer(b"{\"execute\":\"none\"}"), bad("unknown execute"));
+    let unknown = r#"{"error":{"desc":"bad request: unknown execute","code":"unknown_verb"}}"#;
+    assert_eq!(answer(b"{\"execute\":\"none\"}"), unknown);
+    assert_eq!(answer(b""), bad("cannot parse JSON"), "as that program says it");
+    // Its buffer; what is behind `hello` is not meant for it.
+    let padded = |len: usize| format!("{:len$}", "{\"execute\":\"list_hostfwd\"}");
+    assert_eq!(answer(padded(4095).as_bytes()), r#"{"return":"list_hostfwd"}"#);
+    assert_eq!(answer(padded(4096).as_bytes()), bad("too large message"));
+    let mut long = session();
+    let input = format!("{{\"execute\":\"hello\",\"arguments\":{{\"keep_open\":true}}}}\n{}\n", "x".repeat(5000));
+    let sent = give(&mut long, input.as_bytes(), usize::MAX);
+    assert!(sent.starts_with("{\"return\"") && sent.contains("\n{\"error\":{\"code\":\"bad_json\""), "{sent}");
     let large = [&b"{\"a\":\""[..], &[b'x'; 4090]].concat();
     assert_eq!(answer(&large), bad("too large message"));
     assert_eq!(answer(b"{\"execute\":\"get_info\"}"), r#"{"return":"get_info"}"#, "new verbs are known");

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::api::error::{ApiError, Code};
 use crate::network::config::DnsZone;
 use crate::network::desired::{self, Desired, DesiredError, DnsSettings, Host, HostSource, Limits};
 use crate::network::zone::{DEFAULT_TTL, Record};
@@ -204,6 +205,17 @@ pub struct HostEntry {
     pub address: String,
     /// `run`: of the command line that began the sandbox; `socket`: of `add_host`.
     pub source: HostSource,
+}
+
+/// The refusal of a change.
+pub fn refused(error: &DesiredError) -> ApiError {
+    let code = match error.fault() {
+        desired::Fault::BadArgument => Code::BadArgument,
+        desired::Fault::NotFound => Code::NotFound,
+        desired::Fault::Exists => Code::Exists,
+        desired::Fault::Limit => Code::Limit,
+    };
+    ApiError::new(code, error.to_string())
 }
 
 /// A server as it is shown: the port only where it is another than DNS's.

@@ -7,3 +7,28 @@ pub mod capture;
 pub mod dns;
 pub mod observe;
 pub mod ports;
+
+/// Every verb that a control socket knows, beside slirp4netns's three and `hello`.
+pub const ALL: &[&str] = &[
+    "publish",
+    "unpublish",
+    "list_ports",
+    "set_dns",
+    "get_dns",
+    "add_dns_record",
+    "remove_dns_record",
+    "list_dns_records",
+    "add_host",
+    "remove_host",
+    "list_hosts",
+    "get_info",
+    "start_capture",
+    "stop_capture",
+    "list_captures",
+    "list_flows",
+    "kill_flow",
+    "get_stats",
+    "get_metrics",
+    "set_log_level",
+    "subscribe",
+];

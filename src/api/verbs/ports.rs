@@ -38,6 +38,26 @@ pub struct Unpublish {
     pub ids: Option<Vec<u64>>,
 }
 
+/// What is to be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// By spec.
+    Specs(Vec<String>),
+    /// By number.
+    Ids(Vec<u64>),
+}
+
+impl Unpublish {
+    /// The one that was given.
+    pub fn which(self) -> Result<Which, ApiError> {
+        match self {
+            Self { specs: Some(specs), ids: None } => Ok(Which::Specs(specs)),
+            Self { specs: None, ids: Some(ids) } => Ok(Which::Ids(ids)),
+            _ => Err(ApiError::new(Code::BadArgument, "unpublish: give either `specs` or `ids`")),
+        }
+    }
+}
+
 /// Arguments of `list_ports`: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,6 +1,7 @@
 //! The thread itself, told by a monitor over a real attach connection and asked as the data plane asks.
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EfdFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

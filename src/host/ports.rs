@@ -9,7 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use crate::host::published::{self, PortError};
+use super::published::{self, PortError};
 use crate::network::config::Listener;
 use crate::network::publish::{HostPort, Publish};
 
