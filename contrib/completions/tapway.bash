@@ -452,7 +452,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__run)
-            opts="-h -p -v -i -t --name --hostname --network --publish --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --pcap --verbose --log-format --interactive --tty --rm --help"
+            opts="-h -p -v -i -t --name --hostname --network --publish --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --metrics-listen --pcap --verbose --log-format --interactive --tty --rm --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -523,6 +523,10 @@ _tapway() {
                     return 0
                     ;;
                 --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics-listen)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -58,6 +58,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-option -d 'Opt
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l user -d 'User inside: UID[:GID], or \'keep\' for your own ids [default: root]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l pid -d 'Process ids: \'private\', or \'host\' to share the host\'s' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l metrics-listen -d 'Serve metrics there by HTTP, for Prometheus; without IP on 127.0.0.1, and port 0 is one that is free' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l pcap -d 'Write every frame to this file (pcapng)' -r -F
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l log-format -d 'Form of log lines' -r -f -a "text\t'For people'
 json\t'One JSON object a line'"

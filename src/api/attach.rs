@@ -6,6 +6,7 @@
 //! ```text
 //! monitor                                       network process
 //!   Attach {endpoint}  + [tap, pcap?]       ──►
+//!   Metrics            + [fd]               ──►   (3; where --metrics-listen was given)
 //!   Listen {listeners} + [fd; n ≤ 250]      ──►   (as often as needed)
 //!                                           ◄──  Listened                   (2)
 //!   HostDns {...}                           ──►   (again whenever the servers change)
@@ -19,6 +20,7 @@
 //! ```
 //!
 //! What is marked (2) came with version 2, with the zones in `HostDns`; a monitor of version 1 neither says nor hears it.
+//! (3) came with version 3.
 //!
 //! Ports go by number: the first one told has 0, each one told after it one more, served or not. The kernel bounds how many
 //! descriptors may be on their way (too_many_unix_fds, net/unix/af_unix.c: as many as the sender's RLIMIT_NOFILE), so a
@@ -38,7 +40,7 @@ use crate::network::config::{DnsZone, EndpointConfig, Listener};
 use crate::network::zone::Record;
 
 /// Version of the protocol; a network process serves monitors of its own or any older version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The first version that acknowledges ports and can be asked.
 pub const CONVERSES: u32 = 2;
@@ -61,6 +63,8 @@ pub enum ToNetwork {
         /// A capture file follows the TAP.
         pcap: bool,
     },
+    /// Metrics are served by HTTP on the listening TCP socket that comes along.
+    Metrics,
     /// Published ports; one descriptor for each, in order.
     Listen {
         /// What each descriptor is.

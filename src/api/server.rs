@@ -154,6 +154,22 @@ struct Shared<H> {
     freed: Notify,
 }
 
+/// Where clients come.
+pub(super) trait Listen {
+    /// A client's connection.
+    type Stream;
+    /// Waits for one.
+    async fn accept(&self) -> io::Result<Self::Stream>;
+}
+
+impl Listen for tokio::net::UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
 /// Serves for ever, on a `LocalSet`; only a listener that fails returns. `listener` must be non-blocking.
 pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limits) -> io::Error {
     let listener = match tokio::net::UnixListener::from_std(listener) {
@@ -162,23 +178,43 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: H, limits: Limit
     };
     let scratch = RefCell::new(vec![0; READ].into_boxed_slice());
     let shared = Rc::new(Shared { handler, limits, scratch, held: Cell::new(0), freed: Notify::new() });
+    attend(&listener, limits.clients, |stream, crowd| Client::new(stream, Rc::clone(&shared)).serve(crowd)).await
+}
+
+/// Has everybody who comes served by `client`, at most `most` at a time; others wait in the backlog. `client` is also given
+/// what says whether somebody may be waiting. Returns if the listener fails.
+pub(super) async fn attend<L: Listen, F: Future<Output = ()> + 'static>(
+    listener: &L,
+    most: usize,
+    client: impl Fn(L::Stream, watch::Receiver<bool>) -> F,
+) -> io::Error {
     let mut clients = JoinSet::new();
     let (crowded, crowd) = watch::channel(false);
     loop {
-        let full = clients.len() >= limits.clients;
+        let full = clients.len() >= most;
         crowded.send_if_modified(|was| std::mem::replace(was, full) != full);
         tokio::select! {
             // Ends of clients first: they make room.
             biased;
             Some(_) = clients.join_next() => {}
             accepted = listener.accept(), if !full => match accepted {
-                Ok((stream, _)) => {
-                    let client = Client::new(stream, Rc::clone(&shared));
-                    clients.spawn_local(client.serve(crowd.clone()));
+                Ok(stream) => {
+                    clients.spawn_local(client(stream, crowd.clone()));
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => sleep(REST).await,
                     Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED) => {}
+                    // What befell the one connection (accept(2), "Error handling"), or a firewall's word.
+                    Some(
+                        libc::ENETDOWN
+                        | libc::EPROTO
+                        | libc::ENOPROTOOPT
+                        | libc::EHOSTDOWN
+                        | libc::ENONET
+                        | libc::EHOSTUNREACH
+                        | libc::ENETUNREACH
+                        | libc::EPERM,
+                    ) => {}
                     _ => return error,
                 },
             },

@@ -13,6 +13,7 @@ pub mod events;
 pub mod flows;
 pub mod hosts;
 pub mod info;
+pub mod metrics_listen;
 pub mod port;
 pub mod publish;
 pub mod run;

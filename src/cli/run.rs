@@ -1,7 +1,7 @@
 //! `tapway run`: from what was typed to a plan, and the plan to the monitor.
 //!
-//! In this order, so that a failure leaves nothing: everything that can be checked by reading (exit code 2); the ports,
-//! bound on the host; the name, taken; the capture file, opened; then the monitor starts its children and from there on
+//! In this order, so that a failure leaves nothing: everything that can be checked by reading (exit code 2); the ports, that
+//! of the metrics too, bound on the host; the name, taken; the capture file, opened; then the monitor starts its children and from there on
 //! cleans up after itself.
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 
 use super::run_args::{RunArgs, Switch};
-use super::{FAILURE, Failure};
+use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
 use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
 use crate::network::desired::{self, Desired, DnsSettings};
@@ -43,6 +43,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
     let wanted = Wanted::check(&args)?;
     let descriptor_limit = raise_descriptor_limit();
     let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
+    let metrics = wanted.metrics.map(metrics_listen::bind).transpose()?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
     let entry = state::register(
@@ -98,6 +99,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         entry,
         control,
         listeners,
+        metrics,
         pcap,
         shares_terminal,
         network_process: crate::runtime::network_process,
@@ -127,6 +129,7 @@ struct Wanted {
     name: String,
     hostname: String,
     publish: Vec<publish::Publish>,
+    metrics: Option<SocketAddr>,
     mtu: u16,
     v4: PlanV4,
     v6: Option<PlanV6>,
@@ -184,6 +187,7 @@ impl Wanted {
             None => plan::random_mac([m0, m1, m2]),
         };
         let publish = publish::parse_all(&args.publish).map_err(|error| usage(&error))?;
+        let metrics = args.metrics_listen.as_deref().map(metrics_listen::parse).transpose()?;
         let dns = args.dns.iter().map(|text| parse_dns(text)).collect::<Result<Vec<_>, _>>()?;
         let host = host_dns::read(Path::new(host_dns::RESOLV_CONF));
         let own_pids = match args.pid.as_str() {
@@ -222,6 +226,7 @@ impl Wanted {
             id,
             name,
             publish,
+            metrics,
             mtu,
             v4,
             v6,

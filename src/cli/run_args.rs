@@ -24,6 +24,8 @@ Examples:
       a server inside, reached at port 8080 of the host; 'tapway port site' shows it
   tapway run -p 127.0.0.1::53/udp --add-host db:host-gateway --user keep -- bash
       a shell under your own user id; the host is 'db' inside
+  tapway run --name site -p 8080:80 --metrics-listen 9100 -- python3 -m http.server 80
+      counters of its traffic at http://127.0.0.1:9100/metrics
 
 Ports: -p [HOSTIP:]HOSTPORT:PORT[/tcp|udp], -p PORT and -p HOSTIP::PORT (a host port is chosen),
   -p 8000-8010:80-90 (ranges), IPv6 addresses in brackets. Without HOSTIP: 0.0.0.0 and [::].
@@ -106,6 +108,10 @@ pub struct RunArgs {
     /// Process ids: 'private', or 'host' to share the host's
     #[arg(long, value_name = "private|host", default_value = "private")]
     pub pid: String,
+
+    /// Serve metrics there by HTTP, for Prometheus; without IP on 127.0.0.1, and port 0 is one that is free
+    #[arg(long, value_name = "[IP:]PORT")]
+    pub metrics_listen: Option<String>,
 
     /// Write every frame to this file (pcapng)
     #[arg(long, value_name = "FILE")]

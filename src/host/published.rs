@@ -1,4 +1,4 @@
-//! Published ports: sockets of the host that stand for a port of the guest.
+//! Published ports: sockets of the host that stand for a port of the guest. And ports of our own, which lead nowhere else.
 //!
 //! TCP sockets listen from here on: connections that come before the data plane is there wait in the backlog. They carry
 //! SO_LINGER {1, 0}, which accepted sockets inherit: a death is a reset and never a clean end (see the architecture).
@@ -21,6 +21,8 @@ use crate::network::config::{Listener, Proto};
 
 /// Connections that wait for the data plane; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// The same for a port of our own: its clients are few.
+const OWN_BACKLOG: i32 = 128;
 
 /// Why a port is not published.
 #[derive(Debug, thiserror::Error)]
@@ -90,18 +92,33 @@ pub fn bind_one(
     guest_addr: Option<IpAddr>,
     guest_port: u16,
 ) -> Result<(Listener, OwnedFd), PortError> {
-    let socket = open(host, port, proto).map_err(|source| match source.raw_os_error() {
+    let (host_port, socket) = bind((host, port, proto), BACKLOG, true)?;
+    Ok((Listener { proto, host_addr: host, host_port, guest_addr, guest_port }, OwnedFd::from(socket)))
+}
+
+/// Binds a TCP port of our own (0: the kernel chooses) and listens; returns where. What is accepted there does not linger:
+/// a reply arrives though its connection is closed behind it.
+pub fn bind_own(at: SocketAddr) -> Result<(SocketAddr, OwnedFd), PortError> {
+    let (port, socket) = bind((at.ip(), at.port(), Proto::Tcp), OWN_BACKLOG, false)?;
+    Ok((SocketAddr::new(at.ip(), port), OwnedFd::from(socket)))
+}
+
+/// A bound socket and its port.
+fn bind(at: (IpAddr, u16, Proto), backlog: i32, reset: bool) -> Result<(u16, Socket), PortError> {
+    let (host, port, proto) = at;
+    let socket = open(at, backlog, reset).map_err(|source| match source.raw_os_error() {
         Some(libc::EADDRINUSE) => PortError::InUse { port, proto, host },
         Some(libc::EACCES) => PortError::Privileged { port, proto, limit: unprivileged_port_start() },
         Some(libc::EADDRNOTAVAIL) => PortError::NotOurs { port, proto, host },
         _ => PortError::Other { port, proto, host, source },
     })?;
     let number = socket.local_addr().map(|address| address.as_socket().map_or(port, |a| a.port()));
-    let host_port = number.map_err(|source| PortError::Other { port, proto, host, source })?;
-    Ok((Listener { proto, host_addr: host, host_port, guest_addr, guest_port }, OwnedFd::from(socket)))
+    let number = number.map_err(|source| PortError::Other { port, proto, host, source })?;
+    Ok((number, socket))
 }
 
-fn open(host: IpAddr, port: u16, proto: Proto) -> io::Result<Socket> {
+/// `reset`: connections end by a reset unless somebody says otherwise.
+fn open((host, port, proto): (IpAddr, u16, Proto), backlog: i32, reset: bool) -> io::Result<Socket> {
     let kind = match proto {
         Proto::Tcp => Type::STREAM,
         Proto::Udp => Type::DGRAM,
@@ -114,7 +131,9 @@ fn open(host: IpAddr, port: u16, proto: Proto) -> io::Result<Socket> {
     if proto == Proto::Tcp {
         // Connections of a predecessor in TIME-WAIT do not hold the port; a live listener still does.
         socket.set_reuse_address(true)?;
-        socket.set_linger(Some(Duration::ZERO))?;
+        if reset {
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
     } else if host.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
     } else {
@@ -122,7 +141,7 @@ fn open(host: IpAddr, port: u16, proto: Proto) -> io::Result<Socket> {
     }
     socket.bind(&SocketAddr::new(host, port).into())?;
     if proto == Proto::Tcp {
-        socket.listen(BACKLOG)?;
+        socket.listen(backlog)?;
     }
     Ok(socket)
 }
@@ -148,6 +167,18 @@ mod tests {
         let socket = socket2::SockRef::from(&fd);
         assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
         assert!(socket.nonblocking().unwrap());
+    }
+
+    #[test]
+    fn a_port_of_our_own_lets_replies_arrive() {
+        let (at, fd) = bind_own("[::1]:0".parse().unwrap()).unwrap();
+        assert!(at.ip().is_ipv6() && at.port() != 0);
+        let socket = socket2::SockRef::from(&fd);
+        assert_eq!((socket.linger().unwrap(), socket.nonblocking().unwrap()), (None, true));
+        let error = bind_own(at).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {}/tcp on ::1 is already in use", at.port())), "{error}");
+        let error = bind_own("192.0.2.1:0".parse().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("192.0.2.1 is not an address of this host"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot};
@@ -140,7 +141,16 @@ struct Handle {
     next_listener: AtomicUsize,
     captures: Captures,
     hub: Hub,
-    ports: Mutex<BTreeMap<usize, Listener>>,
+    ports: Mutex<BTreeMap<usize, Served>>,
+}
+
+/// A published port that is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// What it is.
+    pub listener: Listener,
+    /// Since when; its counters begin then.
+    pub since: SystemTime,
 }
 
 impl DataPlane {
@@ -194,7 +204,7 @@ impl DataPlane {
     pub async fn unlisten(&self, number: usize) -> io::Result<bool> {
         let known = self.ask(|done| Command::Unlisten { number, done }).await?;
         let port = self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        if let Some(listener) = port {
+        if let Some(Served { listener, .. }) = port {
             self.0.hub.port(EventKind::PortClosed, &listener);
         }
         Ok(known)
@@ -202,11 +212,12 @@ impl DataPlane {
 
     /// Notes a port that the data plane was told of at attach.
     pub fn know(&self, number: usize, listener: Listener) {
-        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, listener);
+        let served = Served { listener, since: SystemTime::now() };
+        self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, served);
     }
 
     /// The ports that are served, by number.
-    pub fn ports(&self) -> BTreeMap<usize, Listener> {
+    pub fn ports(&self) -> BTreeMap<usize, Served> {
         self.0.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

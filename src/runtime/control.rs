@@ -6,7 +6,7 @@
 //! with an eventfd that wakes the data plane. Both drop when full.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
@@ -20,6 +20,7 @@ use super::api::{self, Desk};
 use super::command::DataPlane;
 use super::events::{self, FlowHearer};
 use super::forwards::Forwards;
+use super::metrics_http;
 use super::observe::{Identity, Observer};
 use super::own_names::OwnNames;
 use super::told::Told;
@@ -124,6 +125,8 @@ pub struct Control {
     pub answers: mpsc::Sender<DnsAnswer>,
     /// Wakes the data plane.
     pub wake: Arc<EventFd>,
+    /// Where metrics are scraped.
+    pub metrics: Option<TcpListener>,
     /// The API socket, and the ports that are changed there.
     pub api: Option<(UnixListener, Forwards)>,
     /// The data plane's handle, for what it can tell and do.
@@ -151,13 +154,16 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, api: api_socket, plane, observed } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, metrics, api: api_socket, plane, observed } = self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         dns.tell(&resolver);
         let observer = observed.map(|(identity, hearer)| {
             tokio::task::spawn_local(events::watch(plane.clone(), hearer, Arc::clone(&resolver)));
             Observer::new(plane.clone(), identity, Arc::clone(&resolver))
         });
+        if let (Some(listener), Some(observer)) = (metrics, observer.clone()) {
+            tokio::task::spawn_local(metrics_http::serve(listener, observer));
+        }
         let mut own = None;
         let mut monitor = match supervisor {
             Supervisor::Monitor(conn) => {

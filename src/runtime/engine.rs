@@ -8,7 +8,6 @@
 //! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
 //! still set and reads at once.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -96,7 +95,7 @@ pub struct Engine {
 
 /// Sets both planes up; nothing of the guest is read yet.
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint, tap, pcap, listeners, dns, api, exit } = attached;
+    let Attached { endpoint, tap, pcap, listeners, dns, metrics, api, exit } = attached;
     let (queries, queries_out) = mpsc::channel(control::QUEUE);
     let (answers, answers_out) = mpsc::channel(control::QUEUE);
     let wake =
@@ -130,8 +129,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
     let limits = Limits::default();
-    let since = Clock::now();
-    let identity = Identity { endpoint: endpoint.clone(), limits, confinement: BTreeMap::new(), since };
+    let identity = Identity::new(endpoint.clone(), limits);
     let (flows, hearer) = events::flow_channel();
     let stack = Stack::new(endpoint, limits, u64::from_ne_bytes(seed), Instant::ZERO);
     let engine = Engine {
@@ -142,7 +140,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
         answers: answers_out,
         commands,
         wake: Arc::clone(&wake),
-        start: since,
+        start: identity.since,
         addresses_at: None,
         resting_until: None,
         tap_gone: false,
@@ -158,6 +156,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
             queries: queries_out,
             answers,
             wake,
+            metrics: metrics.map(Into::into),
             api,
             plane,
             observed: Some((identity, hearer)),

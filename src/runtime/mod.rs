@@ -18,6 +18,7 @@ pub mod control;
 pub mod engine;
 pub mod events;
 pub mod forwards;
+mod metrics_http;
 pub mod observe;
 pub mod output;
 pub mod own_names;
@@ -47,6 +48,8 @@ pub struct Attached {
     pub listeners: Vec<(Listener, OwnedFd)>,
     /// Whom to ask for names, and which are answered here.
     pub dns: control::Names,
+    /// The listening socket where metrics are scraped.
+    pub metrics: Option<OwnedFd>,
     /// The listening API socket, where the process serves one itself.
     pub api: Option<std::os::unix::net::UnixListener>,
     /// Whose other side, when it closes, ends the process.
@@ -185,9 +188,14 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                     pcap,
                     listeners: Vec::new(),
                     dns: control::Names::default(),
+                    metrics: None,
                     api: None,
                     exit: None,
                 });
+            }
+            (ToNetwork::Metrics, Some(attached)) => {
+                let fd = fds.into_iter().next();
+                attached.metrics = Some(fd.ok_or(RuntimeError::Protocol("no socket came with the metrics"))?);
             }
             (ToNetwork::Listen { listeners }, Some(attached)) => {
                 if listeners.len() != fds.len() {
@@ -206,6 +214,43 @@ fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
                 return attached.ok_or(RuntimeError::Protocol("started without an endpoint"));
             }
             _ => return Err(RuntimeError::Protocol("message out of order")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixDatagram;
+
+    /// As text, and whether a descriptor comes along: what monitors of that version say.
+    fn told(version: u32, messages: &[(&str, bool)]) -> Result<Attached, RuntimeError> {
+        let (monitor, ours) = UnixDatagram::pair().unwrap();
+        let endpoint = r#"{"id":"0123456789ab","mtu":1500,"guest_mac":[2,0,0,0,0,1],"gateway_mac":[2,0,0,0,0,2],
+            "v4":null,"v6":null,"offloads":{"vnet_hdr":false,"csum":false,"tso4":false,"tso6":false,"uso":false},
+            "allow_host_loopback":false,"allow_link_local":false,"outbound_v4":null,"outbound_v6":null,
+            "hostname":"h","dns_search":[],"slirp":null}"#;
+        let attach = format!(r#"{{"Attach":{{"version":{version},"endpoint":{endpoint},"pcap":false}}}}"#);
+        for (text, fd) in [(attach.as_str(), true)].iter().chain(messages).chain(&[(r#""Start""#, false)]) {
+            let fds = [monitor.as_raw_fd()];
+            attach::send_text(&monitor, text.as_bytes(), if *fd { &fds } else { &[] }).unwrap();
+        }
+        receive(&ours.into())
+    }
+
+    #[test]
+    fn monitors_of_all_versions_are_understood() {
+        let dns = (r#"{"HostDns":{"servers":["192.0.2.53:53"]}}"#, false);
+        for version in 1..=2 {
+            let attached = told(version, &[dns]).unwrap();
+            assert!(attached.metrics.is_none() && attached.dns.servers.len() == 1, "{version}");
+        }
+        assert!(told(3, &[(r#""Metrics""#, true), dns]).unwrap().metrics.is_some());
+        assert!(told(3, &[dns]).unwrap().metrics.is_none());
+        for (version, messages) in [(attach::VERSION + 1, &[dns][..]), (3, &[(r#""Metrics""#, false)])] {
+            assert!(matches!(told(version, messages), Err(RuntimeError::Protocol(_))), "{version} {messages:?}");
         }
     }
 }

@@ -9,13 +9,13 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::{Duration, Instant as Clock, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use smoltcp::time::Instant;
 
-use super::command::{DataPlane, Statistics};
+use super::command::{DataPlane, Served, Statistics};
 use super::events::Subscription;
 use crate::api::error::{self, ApiError, Code, arguments};
 use crate::api::verbs::observe as api;
@@ -36,6 +36,16 @@ pub struct Identity {
     pub confinement: BTreeMap<String, String>,
     /// When forwarding began.
     pub since: Clock,
+    /// The same by the clock on the wall.
+    pub since_date: SystemTime,
+}
+
+impl Identity {
+    /// Of a process that begins now.
+    pub fn new(endpoint: EndpointConfig, limits: Limits) -> Self {
+        let (since, since_date) = (Clock::now(), SystemTime::now());
+        Self { endpoint, limits, confinement: BTreeMap::new(), since, since_date }
+    }
 }
 
 /// Answers what is asked about the network process. Clones are the same.
@@ -152,7 +162,7 @@ impl Observer {
     }
 
     fn info(&self) -> api::NetworkInfo {
-        let Identity { endpoint, limits, confinement, since } = &*self.identity;
+        let Identity { endpoint, limits, confinement, since, .. } = &*self.identity;
         let addresses = |subnet: IpNet, [gateway, dns, guest]: [IpAddr; 3]| api::Addresses {
             subnet: subnet.to_string(),
             gateway: gateway.to_string(),
@@ -215,19 +225,20 @@ impl Observer {
         Ok(api::Stats { counters, drops })
     }
 
-    /// OpenMetrics 1.0 text.
+    /// OpenMetrics 1.0 text. A successor of this process counts from 0: whoever keeps the numbers sees by `_created` when
+    /// they began, also where they have already grown past those of before.
     pub async fn metrics(&self) -> Result<String, ApiError> {
         let statistics = self.plane.statistics().await.map_err(gone)?;
         let Statistics { numbers, drops, ports } = &*statistics;
-        let mut text = Exposition::default();
+        let (mut text, born) = (Exposition::default(), self.identity.since_date);
         text.family("tapway_uptime_seconds", "gauge", Some("seconds"), "Time since forwarding began.");
         text.sample("tapway_uptime_seconds", &[], format_args!("{:.6}", self.identity.since.elapsed().as_secs_f64()));
         text.family("tapway", "info", None, "What this is.");
         let (version, id) = (env!("CARGO_PKG_VERSION"), self.identity.endpoint.id.as_str());
         text.sample("tapway_info", &[("version", version), ("id", id)], 1);
         text.family("tapway_frames", "counter", None, "Frames that crossed the TAP.");
-        text.sample("tapway_frames_total", &[("direction", "from_guest")], numbers.frames_from_guest);
-        text.sample("tapway_frames_total", &[("direction", "to_guest")], numbers.frames_to_guest);
+        text.counter("tapway_frames", &[("direction", "from_guest")], born, numbers.frames_from_guest);
+        text.counter("tapway_frames", &[("direction", "to_guest")], born, numbers.frames_to_guest);
         text.family("tapway_flows", "gauge", None, "Flows that live.");
         for (kind, live) in ["tcp", "udp", "udp_published", "echo"].into_iter().zip(numbers.live) {
             text.sample("tapway_flows", &[("kind", kind)], live);
@@ -242,33 +253,33 @@ impl Observer {
         ] {
             text.family(name, "counter", None, help);
             for (protocol, sums) in PROTOCOLS.into_iter().zip(&numbers.sums) {
-                text.sample(&format!("{name}_total"), &[("protocol", protocol)], count(sums));
+                text.counter(name, &[("protocol", protocol)], born, count(sums));
             }
         }
         text.family("tapway_payload_bytes", "counter", Some("bytes"), "Payload that went on, by direction.");
         for (protocol, sums) in PROTOCOLS.into_iter().zip(&numbers.sums) {
             let traffic = &sums.traffic;
             for (direction, n) in [("from_guest", traffic.from_guest_bytes), ("to_guest", traffic.to_guest_bytes)] {
-                text.sample("tapway_payload_bytes_total", &[("protocol", protocol), ("direction", direction)], n);
+                text.counter("tapway_payload_bytes", &[("protocol", protocol), ("direction", direction)], born, n);
             }
         }
         text.family("tapway_packets", "counter", None, "Packets of flows as they crossed the TAP.");
         for (protocol, sums) in PROTOCOLS.into_iter().zip(&numbers.sums) {
             let traffic = &sums.traffic;
             for (direction, n) in [("from_guest", traffic.from_guest_packets), ("to_guest", traffic.to_guest_packets)] {
-                text.sample("tapway_packets_total", &[("protocol", protocol), ("direction", direction)], n);
+                text.counter("tapway_packets", &[("protocol", protocol), ("direction", direction)], born, n);
             }
         }
         text.family("tapway_evictions", "counter", None, "Flows that gave way to newer ones.");
-        text.sample("tapway_evictions_total", &[("protocol", "udp")], numbers.evicted[0]);
-        text.sample("tapway_evictions_total", &[("protocol", "echo")], numbers.evicted[1]);
+        text.counter("tapway_evictions", &[("protocol", "udp")], born, numbers.evicted[0]);
+        text.counter("tapway_evictions", &[("protocol", "echo")], born, numbers.evicted[1]);
         text.family("tapway_drops", "counter", None, "What was not carried on, by reason.");
         for &reason in DropReason::ALL {
-            text.sample("tapway_drops_total", &[("reason", reason.name())], drops.get(reason));
+            text.counter("tapway_drops", &[("reason", reason.name())], born, drops.get(reason));
         }
         text.family("tapway_dns", "counter", None, "What happened to questions of the guest.");
         for (name, value) in self.resolver.stats().named() {
-            text.sample("tapway_dns_total", &[("event", name.strip_prefix("dns_").unwrap_or(name))], value);
+            text.counter("tapway_dns", &[("event", name.strip_prefix("dns_").unwrap_or(name))], born, value);
         }
         self.port_metrics(ports, &mut text);
         Ok(text.end())
@@ -280,22 +291,22 @@ impl Observer {
             .plane
             .ports()
             .into_iter()
-            .map(|(number, port)| {
+            .map(|(number, Served { listener: port, since })| {
                 let proto = if port.proto == Proto::Tcp { "tcp" } else { "udp" };
                 let at = SocketAddr::new(port.host_addr, port.host_port).to_string();
-                (proto, at, totals.get(&number).map_or_else(Default::default, |&total| *total))
+                (proto, at, since, totals.get(&number).map_or_else(Default::default, |&total| *total))
             })
             .collect();
         text.family("tapway_port_connections", "counter", None, "Connections and clients of published ports.");
-        for (proto, at, total) in &ports {
-            text.sample("tapway_port_connections_total", &[("proto", proto), ("host", at)], total.connections);
+        for (proto, at, since, total) in &ports {
+            text.counter("tapway_port_connections", &[("proto", proto), ("host", at)], *since, total.connections);
         }
         text.family("tapway_port_bytes", "counter", Some("bytes"), "Payload through published ports.");
-        for (proto, at, total) in &ports {
+        for (proto, at, since, total) in &ports {
             let traffic = &total.traffic;
             for (direction, n) in [("from_guest", traffic.from_guest_bytes), ("to_guest", traffic.to_guest_bytes)] {
                 let labels = [("proto", *proto), ("host", at.as_str()), ("direction", direction)];
-                text.sample("tapway_port_bytes_total", &labels, n);
+                text.counter("tapway_port_bytes", &labels, *since, n);
             }
         }
     }
@@ -315,6 +326,13 @@ impl Exposition {
             let _ = writeln!(self.0, "# UNIT {name} {unit}");
         }
         let _ = writeln!(self.0, "# HELP {name} {help}");
+    }
+
+    /// A sample of a counter that began at `created`.
+    fn counter(&mut self, name: &str, labels: &[(&str, &str)], created: SystemTime, value: u64) {
+        self.sample(&format!("{name}_total"), labels, value);
+        let created = created.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.sample(&format!("{name}_created"), labels, format_args!("{:.3}", created.as_secs_f64()));
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {

@@ -119,7 +119,7 @@ impl Told {
                     let _ = words.send(FromNetwork::Answer { id, result }).await;
                 });
             }
-            ToNetwork::Attach { .. } | ToNetwork::Start => {
+            ToNetwork::Attach { .. } | ToNetwork::Metrics | ToNetwork::Start => {
                 tracing::warn!("message out of order from the monitor");
             }
         }

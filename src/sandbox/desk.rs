@@ -113,6 +113,8 @@ pub struct Desk {
     pub desired: Desired,
     /// The host's name servers.
     pub host_servers: Vec<SocketAddr>,
+    /// Where metrics are served, and the socket there.
+    pub metrics: Option<(SocketAddr, Rc<OwnedFd>)>,
     /// Process id of the network process.
     pub network_pid: i32,
     /// How often it has been replaced.
@@ -155,6 +157,7 @@ impl Desk {
             ports,
             desired,
             host_servers,
+            metrics: None,
             network_pid: 0,
             restarts: 0,
             stale: false,
@@ -190,6 +193,9 @@ impl Desk {
         fds.extend(pcap.cloned());
         let endpoint = Box::new(self.endpoint.clone());
         link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some() }, fds)?;
+        if let Some((_, socket)) = &self.metrics {
+            link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
+        }
         self.listens.clear();
         self.unlistens.clear();
         for batch in self.ports.renumbered().chunks(MAX_FDS) {
@@ -688,6 +694,7 @@ impl Desk {
             "allow_host_loopback": endpoint.allow_host_loopback,
             "allow_link_local": endpoint.allow_link_local,
             "ports": self.ports.len(),
+            "metrics_listen": self.metrics.as_ref().map(|(address, _)| address),
             "limits": { "descriptors": limit },
         });
         let Value::Object(info) = info else { return Map::new() };

@@ -18,6 +18,7 @@
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -98,6 +99,8 @@ pub struct Plan {
     pub control: Option<UnixListener>,
     /// Published ports, bound.
     pub listeners: Vec<(Listener, OwnedFd)>,
+    /// Where metrics are served, and the listening socket there.
+    pub metrics: Option<(SocketAddr, OwnedFd)>,
     /// Capture file, open.
     pub pcap: Option<OwnedFd>,
     /// The caller's terminal is shared with the command (same process group).
@@ -296,6 +299,7 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
     );
     desk.network_pid = network.child.pid.as_raw();
+    desk.metrics = plan.metrics.take().map(|(address, socket)| (address, Rc::new(socket)));
     let control = plan.control.take().map(|listener| Server::new(listener, verbs::ALL, Limits::default()));
     let pcap = plan.pcap.take().map(Rc::new);
     let mut monitor = Monitor {

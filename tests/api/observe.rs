@@ -75,6 +75,7 @@ impl World {
             pcap: None,
             listeners: Vec::new(),
             dns: Names::default(),
+            metrics: None,
             api: Some(listener),
             exit: Some(theirs.into()),
         };
@@ -264,7 +265,7 @@ fn numbers_and_metrics_agree() {
     let whole = |name: &str| sample(name) as u64;
     assert_eq!(whole(r#"tapway_flows[("kind", "udp")]"#), 1);
     assert_eq!(whole(r#"tapway_payload_bytes_total[("protocol", "udp"), ("direction", "from_guest")]"#), 8);
-    let drops: f64 = samples.iter().filter(|(name, _)| name.starts_with("tapway_drops")).map(|(_, n)| n).sum();
+    let drops: f64 = samples.iter().filter(|(name, _)| name.starts_with("tapway_drops_total")).map(|(_, n)| n).sum();
     assert_eq!(drops as u64, 1);
     another_reader(text);
 }

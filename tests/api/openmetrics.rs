@@ -1,5 +1,6 @@
 //! A reader of OpenMetrics 1.0 text that takes nothing that the specification forbids: one family after another, its
-//! metadata before its samples and each at most once, `# EOF` and nothing behind it, suffixes by type, labels escaped.
+//! metadata before its samples and each at most once, `# EOF` and nothing behind it, suffixes by type, labels escaped, the
+//! samples of one set of labels side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,18 +14,21 @@ struct Family {
     unit: Option<String>,
     help: bool,
     sampled: bool,
+    /// Labels of the last sample, and all that came before them.
+    labels: Option<Vec<(String, String)>>,
+    past: BTreeSet<Vec<(String, String)>>,
 }
 
 impl Family {
     /// Names that its samples may have.
     fn takes(&self, sample: &str) -> bool {
-        let suffix = match self.kind.as_deref() {
-            Some("counter") => "_total",
-            Some("info") => "_info",
-            Some("gauge") => "",
+        let suffixes: &[&str] = match self.kind.as_deref() {
+            Some("counter") => &["_total", "_created"],
+            Some("info") => &["_info"],
+            Some("gauge") => &[""],
             other => panic!("type {other:?}"),
         };
-        sample == format!("{}{suffix}", self.name)
+        suffixes.iter().any(|suffix| sample == format!("{}{suffix}", self.name))
     }
 
     fn finish(&self, seen: &mut BTreeSet<String>) {
@@ -109,6 +113,10 @@ pub fn read(text: &str) -> Samples {
         let value: f64 = rest.strip_prefix(' ').expect("a value").parse().expect("a number");
         assert!(value.is_finite() && value >= 0.0, "{line}");
         family.sampled = true;
+        if family.labels.as_ref() != Some(&labels) {
+            family.past.extend(family.labels.replace(labels.clone()));
+        }
+        assert!(!family.past.contains(&labels), "torn apart: {line}");
         assert!(samples.insert(format!("{name}{labels:?}"), value).is_none(), "twice: {line}");
     }
     family.finish(&mut seen);
@@ -120,6 +128,7 @@ fn the_reader_is_strict() {
     let good =
         "# TYPE a_bytes counter\n# UNIT a_bytes bytes\n# HELP a_bytes X y.\na_bytes_total{b=\"c\\\"\"} 1\n# EOF\n";
     assert_eq!(read(good).len(), 1);
+    assert_eq!(read(&good.replace("} 1\n", "} 1\na_bytes_created{b=\"c\\\"\"} 1\n")).len(), 2);
     for (from, to) in [
         ("# EOF\n", ""),
         ("# EOF\n", "# EOF\n\n"),
@@ -133,6 +142,7 @@ fn the_reader_is_strict() {
         ("# TYPE a_bytes counter\n", "# TYPE a_bytes counter\n# TYPE a_bytes counter\n"),
         ("} 1\n", "} 1\na_bytes_total{b=\"c\\\"\"} 1\n"),
         ("} 1\n", "} 1\n\n"),
+        ("} 1\n", "} 1\na_bytes_total{b=\"d\"} 1\na_bytes_created{b=\"c\\\"\"} 1\n"),
     ] {
         let bad = good.replacen(from, to, 1);
         assert_ne!(bad, good);

@@ -37,6 +37,9 @@ fn usage_errors() {
         (&["--hostname", "a b", "true"], &["'a b'"]),
         (&["--ipv6", "maybe", "true"], &["'maybe'", "on, off"]),
         (&["--dns", "ns.example", "true"], &["'ns.example'", "192.0.2.53"]),
+        (&["--metrics-listen", "localhost:9100", "true"], &["'localhost:9100'", "[::1]:9100"]),
+        (&["--metrics-listen", "65536", "true"], &["'65536'", "1 to 65535"]),
+        (&["--metrics-listen", "::1:9100", "true"], &["'::1:9100'", "brackets"]),
         (&["--dns-search", "a b", "true"], &["'a b'"]),
         (&["--add-host", "db=there", "true"], &["'db=there'", "NAME:IP"]),
         (&["--user", "root", "true"], &["'root'", "keep"]),
@@ -66,6 +69,22 @@ fn a_port_in_use() {
     let port = holder.local_addr().unwrap().port().to_string();
     let ended = stage.sandbox(&["-p", &format!("127.0.0.1:{port}:53/udp"), "true"]);
     assert_refused(&ended, 1, &[&format!("port {port}/udp"), "already in use"]);
+}
+
+#[test]
+fn a_port_in_use_for_metrics() {
+    let stage = Stage::new();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port().to_string();
+    // The command would leave a mark.
+    let mark = stage.dir().join("mark");
+    let command = format!("touch {}", mark.display());
+    let ended = stage.sandbox(&["--metrics-listen", &port, "sh", "-c", &command]);
+    assert_refused(&ended, 1, &["--metrics-listen", &format!("port {port}/tcp on 127.0.0.1"), "already in use"]);
+    let ended = stage.sandbox(&["--metrics-listen", "192.0.2.1:0", "sh", "-c", &command]);
+    assert_refused(&ended, 1, &["--metrics-listen", "192.0.2.1 is not an address of this host"]);
+    assert!(!mark.exists());
+    stage.assert_clean();
 }
 
 #[test]

@@ -201,6 +201,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         pcap: None,
         listeners: vec![],
         dns: dns.into(),
+        metrics: None,
         api: listener,
         exit,
     };

@@ -292,6 +292,7 @@ impl Bench {
             pcap,
             listeners: Vec::new(),
             dns: crate::runtime::control::Names::default(),
+            metrics: None,
             api: None,
             exit: Some(exit.into()),
         };

@@ -33,6 +33,7 @@ impl World {
             answers: answers_in,
             plane: DataPlane::new(Arc::clone(&wake), 0).0,
             wake,
+            metrics: None,
             api: None,
             observed: None,
         };
