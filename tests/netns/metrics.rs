@@ -179,8 +179,8 @@ fn clients_that_misbehave_are_nobodys_problem() {
         }
         let flood = thread::spawn(move || {
             let mut large = open();
-            let mut sent = 0;
-            while sent < 64 << 20 && large.write_all(&[b'a'; 65_536]).is_ok() {
+            let (mut sent, part) = (0, vec![b'a'; 65_536]);
+            while sent < 64 << 20 && large.write_all(&part).is_ok() {
                 sent += 65_536;
             }
             sent

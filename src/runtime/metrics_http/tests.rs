@@ -161,8 +161,9 @@ fn a_huge_head_is_refused_and_its_sender_reads_so() {
     // One that never ends is cut off.
     let mut stream = served.connect();
     let endless = thread::spawn(move || {
+        let part = vec![b'a'; 65_536];
         loop {
-            if let Err(error) = stream.write_all(&[b'a'; 65536]) {
+            if let Err(error) = stream.write_all(&part) {
                 return error.kind();
             }
         }
