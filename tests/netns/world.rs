@@ -156,17 +156,27 @@ impl World {
 
     /// `tapway run --network private OPTIONS -- COMMAND`.
     pub fn tapway_run<S: AsRef<str>>(&self, options: &[S], command: &[&str]) -> Cmd {
-        let mut args = vec!["run", "--network", "private"];
+        self.tapway_run_on("private", options, command)
+    }
+
+    /// `tapway run --network NETWORK OPTIONS -- COMMAND`.
+    pub fn tapway_run_on<S: AsRef<str>>(&self, network: &str, options: &[S], command: &[&str]) -> Cmd {
+        let mut args = vec!["run", "--network", network];
         args.extend(options.iter().map(AsRef::as_ref));
         args.push("--");
         args.extend(command);
         self.tapway(&args)
     }
 
-    /// A sandbox that stays until it is dropped.
+    /// A sandbox with a network of its own that stays until it is dropped.
     pub fn guest<S: AsRef<str>>(&self, options: &[S]) -> Guest {
+        self.guest_on("private", options)
+    }
+
+    /// A sandbox on this network that stays until it is dropped.
+    pub fn guest_on<S: AsRef<str>>(&self, network: &str, options: &[S]) -> Guest {
         let script = "readlink /proc/self/ns/net; exec sleep 1000000";
-        let mut monitor = self.tapway_run(options, &["sh", "-c", script]).spawn();
+        let mut monitor = self.tapway_run_on(network, options, &["sh", "-c", script]).spawn();
         let stdout = monitor.child.stdout.take().expect("standard output is a pipe");
         let reader = thread::spawn(move || {
             let mut line = String::new();
