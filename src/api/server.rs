@@ -7,7 +7,7 @@
 //! | clients that | meet |
 //! |---|---|
 //! | are one too many | the listener's backlog |
-//! | say nothing while all places are taken | [`Limits::patience`] |
+//! | have not said what they want while all places are taken | [`Limits::patience`] |
 //! | hold much of requests that are not whole | [`Limits::memory`]: beyond it long ones wait, until their time is up |
 //!
 //! A reply is not lost by what the client sent in vain: closing a unix socket with input unread makes the kernel report
@@ -84,7 +84,7 @@ pub enum Answer {
 pub struct Limits {
     /// Clients served at a time.
     pub clients: usize,
-    /// How long a client may be silent while others wait to be served.
+    /// How long a client may take to send its request while others wait to be served.
     pub patience: Duration,
     /// Bytes of requests and replies held for all clients, beyond which only short requests are read on.
     pub memory: usize,

@@ -23,6 +23,7 @@
 //! | sends more than [`Limits::request`] | `too_large`, and the connection closes |
 //! | sends half a request and waits for [`Limits::rest`] | `timed_out`, and the connection closes |
 //! | sends nothing for [`Limits::idle`] (kept: [`Limits::kept_idle`]) | closed |
+//! | has not sent its first request while others wait ([`Session::hurry`]) | the same, sooner |
 //! | does not read its reply for [`Limits::reply`] | closed |
 //!
 //! slirp4netns's three verbs keep that program's tolerance everywhere: what stands beside, within or behind the request
@@ -212,6 +213,8 @@ pub struct Session {
     output: Vec<u8>,
     sent: usize,
     deadline: Duration,
+    /// Others wait: when the first request must be there.
+    hurried: Option<Duration>,
 }
 
 impl Session {
@@ -229,6 +232,7 @@ impl Session {
             output: Vec::new(),
             sent: 0,
             deadline: now + limits.idle,
+            hurried: None,
         }
     }
 
@@ -347,11 +351,6 @@ impl Session {
         self.phase == Phase::Done
     }
 
-    /// True if the client has said nothing yet, so that another who waits may take its place.
-    pub fn is_silent(&self) -> bool {
-        self.phase == Phase::Reading && !self.kept && self.input.is_empty()
-    }
-
     /// True if the owner has a request of this client.
     pub fn is_answering(&self) -> bool {
         self.phase == Phase::Answering
@@ -359,7 +358,9 @@ impl Session {
 
     /// When to call [`Self::handle_timeout`]; while the owner answers, it keeps the time.
     pub fn next_timeout(&self) -> Option<Duration> {
-        (!matches!(self.phase, Phase::Answering | Phase::Done)).then_some(self.deadline)
+        let hurried = self.hurried.filter(|_| self.phase == Phase::Reading && !self.kept);
+        let deadline = hurried.map_or(self.deadline, |at| at.min(self.deadline));
+        (!matches!(self.phase, Phase::Answering | Phase::Done)).then_some(deadline)
     }
 
     /// Time has passed.
@@ -374,21 +375,19 @@ impl Session {
         let reply = match self.dialect {
             Dialect::Slirp4netns if !self.kept => hostfwd::refused(&Fault::Parse),
             _ => {
-                let desc = format!(
-                    "the rest of the request did not come within {} seconds; send requests whole",
-                    self.limits.rest.as_secs()
-                );
-                ApiError::new(Code::TimedOut, desc).reply()
+                let desc = match self.hurried {
+                    Some(at) if at <= now => "the rest of the request did not come in time, and others wait".to_owned(),
+                    _ => format!("the rest of the request did not come within {} seconds", self.limits.rest.as_secs()),
+                };
+                ApiError::new(Code::TimedOut, desc + "; send requests whole").reply()
             }
         };
         self.put_last(reply, now);
     }
 
-    /// Another waits: a client that says nothing has until `deadline` at most.
+    /// Others wait: the first request must be there, whole, at `deadline`, whenever it began.
     pub fn hurry(&mut self, deadline: Duration) {
-        if self.is_silent() {
-            self.deadline = self.deadline.min(deadline);
-        }
+        self.hurried = Some(self.hurried.map_or(deadline, |at| at.min(deadline)));
     }
 
     /// The envelope at the start of the input, and its length; None waits for more.

@@ -6,7 +6,7 @@
 //! verbs mean is `sandbox::desk`'s business; what a connection may do, `api::session`'s.
 //!
 //! No call here blocks. At most [`MAX_CLIENTS`] are served, others wait in the listener's backlog; while all places are
-//! taken a client that says nothing loses its place after [`PATIENCE`]. A turn reads at most [`READ`] bytes of a client and
+//! taken a client whose request is not there loses its place after [`PATIENCE`]. A turn reads at most [`READ`] bytes of a client and
 //! takes at most [`REQUESTS`] requests; requests held are bounded together by [`MEMORY`], beyond which long ones wait.
 //!
 //! A subscriber's connection is handed to the network process, which writes events to it by itself. It stays here, too,
@@ -33,7 +33,7 @@ use crate::api::socket::receive;
 
 /// Clients served at a time.
 pub const MAX_CLIENTS: usize = 32;
-/// How long a silent client keeps its place while others may be waiting.
+/// How long a client keeps its place without a whole request while others may be waiting.
 pub const PATIENCE: Duration = Duration::from_millis(200);
 /// Bytes read from one client in a turn.
 const READ: usize = 16 * 1024;
