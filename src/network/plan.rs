@@ -92,16 +92,10 @@ pub fn plan_v4(subnet: Ipv4Net) -> Result<PlanV4, PlanError> {
     if !(MIN_PREFIX_V4..=MAX_PREFIX_V4).contains(&subnet.prefix_len()) {
         return Err(PlanError::PrefixV4(subnet));
     }
-    // 0/8, 127/8, 169.254/16, and 224/3 upwards (multicast, reserved, broadcast).
-    let (first, last) = (subnet.network(), subnet.broadcast());
-    let reserved = [first, last].iter().any(|a| {
-        let [high, ..] = a.octets();
-        high == 0 || a.is_loopback() || a.is_link_local() || high >= 224
-    });
-    if reserved {
+    if is_reserved(IpNet::V4(subnet)) {
         return Err(PlanError::Reserved(IpNet::V4(subnet)));
     }
-    let base = u32::from(first);
+    let base = u32::from(subnet.network());
     let host = |number: u8| Ipv4Addr::from(base + u32::from(number));
     Ok(PlanV4 { subnet, gateway: host(GATEWAY), dns: host(DNS), guest: host(GUEST) })
 }
@@ -112,8 +106,7 @@ pub fn plan_v6(subnet: Ipv6Net) -> Result<PlanV6, PlanError> {
         return Err(PlanError::PrefixV6(subnet));
     }
     let base = subnet.network();
-    // Unicast only: no multicast, link-local, and nothing in ::/8 (unspecified, loopback, v4-mapped; RFC 4291).
-    if base.is_multicast() || base.is_unicast_link_local() || base.octets()[0] == 0 {
+    if is_reserved(IpNet::V6(subnet)) {
         return Err(PlanError::Reserved(IpNet::V6(subnet)));
     }
     let host = |number: u8| Ipv6Addr::from(u128::from(base) + u128::from(number));
@@ -124,6 +117,23 @@ pub fn plan_v6(subnet: Ipv6Net) -> Result<PlanV6, PlanError> {
         dns: host(DNS),
         guest: host(GUEST),
     })
+}
+
+/// True for subnets that can be nobody's segment.
+pub fn is_reserved(subnet: IpNet) -> bool {
+    // 0/8, 127/8, 169.254/16, and 224/3 upwards (multicast, reserved, broadcast).
+    let reserved_v4 = |address: Ipv4Addr| {
+        let [high, ..] = address.octets();
+        high == 0 || address.is_loopback() || address.is_link_local() || high >= 224
+    };
+    match subnet {
+        IpNet::V4(net) => [net.network(), net.broadcast()].into_iter().any(reserved_v4),
+        // Unicast only: no multicast, link-local, and nothing in ::/8 (unspecified, loopback, v4-mapped; RFC 4291).
+        IpNet::V6(net) => {
+            let base = net.network();
+            base.is_multicast() || base.is_unicast_link_local() || base.octets()[0] == 0
+        }
+    }
 }
 
 /// A unique local /64 from 7 random bytes: fd, 40 bits of global id, 16 bits of subnet id (RFC 4193, section 3.1).
