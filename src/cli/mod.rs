@@ -11,9 +11,11 @@ pub mod dns;
 pub mod doctor;
 pub mod events;
 pub mod flows;
+pub mod format;
 pub mod hosts;
 pub mod info;
 pub mod metrics_listen;
+pub mod network;
 pub mod port;
 pub mod publish;
 pub mod run;
@@ -49,6 +51,8 @@ pub struct Cli {
 pub enum Action {
     /// Run a command in a sandbox with a network of its own.
     Run(Box<run_args::RunArgs>),
+    /// Make, show and remove networks that sandboxes share.
+    Network(network::NetworkArgs),
     /// Show the published ports of a running sandbox.
     Port(port::PortArgs),
     /// Publish ports of a running sandbox.
@@ -89,7 +93,7 @@ pub enum Action {
 pub struct Failure {
     /// Exit code.
     pub code: u8,
-    /// One line, without a full stop.
+    /// One line, without a full stop; more than one only where Docker's text has them.
     pub line: String,
 }
 
@@ -116,6 +120,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
+        Action::Network(args) => network::main(&args),
         Action::Port(args) => port::main(&args),
         Action::Publish(args) => publish::main(&args),
         Action::Unpublish(args) => unpublish::main(&args),
@@ -153,6 +158,11 @@ fn printable(line: &str) -> String {
         if c.is_control() { safe.extend(c.escape_default()) } else { safe.push(c) }
     }
     safe
+}
+
+/// As [`printable`], but that lines stay lines: for texts that escape what was typed themselves.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Help and version as clap has them; errors in one line.

@@ -490,7 +490,7 @@ fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {
 }
 
 /// Where definitions of networks live (XDG Base Directory Specification).
-fn state_dir() -> Option<PathBuf> {
+pub(super) fn state_dir() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(base.join("tapway"))

@@ -145,18 +145,24 @@ pub fn check(network: &Network, wanted: &Wanted) -> Result<(), RefusedLease> {
     Ok(())
 }
 
-/// The lease that `wanted` gets beside those of `live`.
-pub fn grant(network: &Network, wanted: &Wanted, live: &[Lease], endpoint_id: String) -> Result<Lease, RefusedLease> {
+/// The lease that `wanted` gets beside those of `live`. `taken` are addresses that are held, by them or by somebody of
+/// whom nothing else is known.
+pub fn grant(
+    network: &Network,
+    wanted: &Wanted,
+    live: &[Lease],
+    taken: &BTreeSet<IpAddr>,
+    endpoint_id: String,
+) -> Result<Lease, RefusedLease> {
     check(network, wanted)?;
     if live.iter().any(|lease| lease.sandbox_id == wanted.sandbox_id) {
         let (name, network) = (wanted.sandbox_name.clone(), network.name.clone());
         return Err(RefusedLease::Twice { name, network });
     }
-    let taken: BTreeSet<IpAddr> = live.iter().flat_map(Lease::addresses).collect();
     let give = |config: &IpamConfig, asked: Option<IpAddr>, family| match asked {
         Some(address) if taken.contains(&address) || config.is_reserved(address) => Err(RefusedLease::InUse),
         Some(address) => Ok(address),
-        None => config.lowest_free(&taken).ok_or_else(|| RefusedLease::Full {
+        None => config.lowest_free(taken).ok_or_else(|| RefusedLease::Full {
             family,
             network: network.name.clone(),
             id: network.id.clone(),
@@ -241,6 +247,11 @@ mod tests {
             interface: "eth0".to_owned(),
             ..Wanted::default()
         }
+    }
+
+    fn grant(network: &Network, wanted: &Wanted, live: &[Lease], id: String) -> Result<Lease, RefusedLease> {
+        let taken = live.iter().flat_map(Lease::addresses).collect();
+        super::grant(network, wanted, live, &taken, id)
     }
 
     fn text(network: &Network, wanted: &Wanted, live: &[Lease]) -> String {

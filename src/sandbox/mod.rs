@@ -12,6 +12,8 @@
 //! - [`monitor`]: the event loop and the order of things;
 //! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
+//! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
+//!   [`locked`]: files that are held by a lock;
 //! - [`control`], [`desk`], [`published`], [`edit`]: the control socket, and what is changed there;
 //! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
 //!
@@ -23,11 +25,15 @@ pub mod desk;
 pub mod edit;
 pub mod files;
 pub mod host_dns;
+pub mod host_routes;
 pub mod inside;
+pub mod leases;
 pub mod link;
+pub mod locked;
 pub mod mapping;
 pub mod monitor;
 pub mod netlink;
+pub mod networks;
 pub mod proto;
 pub mod published;
 pub mod slirp;

@@ -9,25 +9,19 @@
 //! that nobody else can write to, or it is refused.
 
 use std::ffi::OsString;
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::locked::{self, Found};
 use crate::network::config::Listener;
 
 /// Longest name, in bytes: room for a suffix within the 255 of a file name, and a DNS label.
 pub const MAX_NAME: usize = 63;
-/// Largest state file read, in bytes: 32 768 listeners of some 100 each, and slack.
-const MAX_FILE: u64 = 8 << 20;
-/// How often a file that is being written anew is looked at again, and how soon.
-const RETRIES: (u32, Duration) = (20, Duration::from_millis(1));
-
 /// How many names are tried in /tmp.
 const TMP_NAMES: u32 = 10;
 
@@ -114,12 +108,12 @@ pub fn runtime_dir(xdg: Option<OsString>) -> Result<PathBuf, StateError> {
 }
 
 /// A directory of this user's that nobody else can write to. Not followed if it is a link.
-fn ours(path: &Path) -> bool {
+pub(super) fn ours(path: &Path) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|meta| meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0)
 }
 
-fn make_private_dir(path: &Path) -> Result<(), StateError> {
+pub(super) fn make_private_dir(path: &Path) -> Result<(), StateError> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(file_error("make", path)(error)),
         _ => {}
@@ -144,11 +138,7 @@ impl Entry {
     /// Writes the file anew. A reader finds the old text, the new one, or for a moment a mixture that is no JSON; so the
     /// text takes one write, and one that is shorter is filled up with blanks.
     pub fn update(&self, sandbox: &Sandbox) -> Result<(), StateError> {
-        let fail = || file_error("write", &self.path);
-        let mut text = serde_json::to_vec(sandbox).map_err(|error| fail()(error.into()))?;
-        let len = self.lock.metadata().map_err(fail())?.len();
-        text.resize(text.len().max(usize::try_from(len).unwrap_or(0)), b' ');
-        self.lock.write_all_at(&text, 0).map_err(fail())
+        locked::rewrite(&self.lock, sandbox).map_err(file_error("write", &self.path))
     }
 }
 
@@ -179,14 +169,14 @@ pub fn register(dir: &Path, sandbox: &Sandbox) -> Result<Entry, StateError> {
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
-                let holder = parse(&mut file);
+                let holder: Option<Sandbox> = locked::parse(&mut file);
                 let (id, pid) = holder.map_or_else(|| ("that is starting".to_owned(), 0), |h| (h.id, h.pid));
                 return Err(StateError::Taken { name: sandbox.name.clone(), id, pid });
             }
             Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
         };
         // Somebody may have removed it between our open and our lock: then we hold a file without a name.
-        if !is_at(&lock, &path) {
+        if !locked::is_at(&lock, &path) {
             continue;
         }
         let text = serde_json::to_vec(sandbox).map_err(|error| file_error("write", &path)(error.into()))?;
@@ -271,38 +261,14 @@ pub fn socket(dir: &Path, id: &str) -> PathBuf {
 
 /// Reads one entry. None if there is none, or a dead monitor's, which is removed.
 fn read(path: &Path) -> Option<Sandbox> {
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).ok()?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(lock) => {
-            if is_at(&lock, path) {
-                let _ = std::fs::remove_file(path);
-            }
+    match locked::look(path) {
+        Found::Held(sandbox) => sandbox,
+        Found::Dead => {
+            let _ = std::fs::remove_file(path);
             None
         }
-        Err((mut file, _)) => {
-            for _ in 0..RETRIES.0 {
-                if let Some(sandbox) = parse(&mut file) {
-                    return Some(sandbox);
-                }
-                std::thread::sleep(RETRIES.1);
-            }
-            None
-        }
+        Found::Nothing => None,
     }
-}
-
-fn parse(file: &mut std::fs::File) -> Option<Sandbox> {
-    let mut text = Vec::new();
-    file.rewind().ok()?;
-    file.take(MAX_FILE).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
-}
-
-/// True if the open file is the one at `path`.
-fn is_at(file: &std::fs::File, path: &Path) -> bool {
-    let open = nix::sys::stat::fstat(file.as_fd());
-    let named = std::fs::symlink_metadata(path);
-    matches!((open, named), (Ok(open), Ok(named)) if open.st_ino == named.ino() && open.st_dev == named.dev())
 }
 
 #[cfg(test)]

@@ -1,0 +1,79 @@
+//! `tapway network inspect NAME…`.
+
+use clap::Args;
+
+use super::view::{self, Inspected};
+use super::{failure, store, tell};
+use crate::cli::format::data::Data;
+use crate::cli::format::template::{Template, TemplateError};
+use crate::cli::table::output;
+use crate::cli::{Failure, target};
+
+const EXAMPLES: &str = "\
+Examples:
+  tapway network inspect web
+  tapway network inspect -f '{{(index .IPAM.Config 0).Subnet}}' web
+  tapway network inspect -f '{{range .Containers}}{{.Name}} {{.IPv4Address}}{{println}}{{end}}' web
+  tapway network inspect bridge web | jq '.[].Containers'";
+
+/// Arguments of `tapway network inspect`.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct InspectArgs {
+    /// Name or id of a network, or the beginning of an id
+    #[arg(required = true, value_name = "NETWORK")]
+    pub network: Vec<String>,
+    /// Form of the output: 'json' or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Print JSON in one line
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Tell more
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Does it.
+pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
+    let usage = |error: TemplateError| Failure::usage(error.to_string());
+    let template = match args.format.as_deref() {
+        None | Some("" | "json") => None,
+        Some(text) => Some(Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n")).map_err(usage)?),
+    };
+    let store = store();
+    let runtime_dir = target::runtime_dir()?;
+    let mut code = 0;
+    let mut found = Vec::new();
+    for typed in &args.network {
+        match store.find(typed) {
+            Ok(network) => found.push(Inspected::new(&network, &view::live(Some(&runtime_dir), &network))),
+            Err(error) => code = tell(&failure(&error)),
+        }
+    }
+    let text = match template {
+        Some(template) => found.iter().try_fold(String::new(), |text, network| {
+            let data = Data::of(network).map_err(TemplateError::data)?;
+            Ok(text + &template.run(&data)? + "\n")
+        }),
+        None if args.json || args.format.as_deref() == Some("json") => Ok(json(serde_json::to_string(&found))),
+        // Docker indents by four.
+        None => Ok(json(pretty(&found))),
+    };
+    if args.verbose && !found.is_empty() {
+        crate::telemetry::say("tapway: --verbose: the counters of the network's switch are not shown yet");
+    }
+    output(&text.map_err(usage)?)?;
+    Ok(code)
+}
+
+fn json(text: serde_json::Result<String>) -> String {
+    text.unwrap_or_default() + "\n"
+}
+
+fn pretty(found: &[Inspected]) -> serde_json::Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    serde::Serialize::serialize(found, &mut serde_json::Serializer::with_formatter(&mut text, formatter))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
