@@ -31,6 +31,52 @@ fn about_a_sandbox() -> Vec<String> {
     Cli::command().get_subcommands().filter(first).map(|sub| sub.get_name().to_owned()).collect()
 }
 
+/// Names of the commands of `tapway network` that are about networks that exist.
+fn about_networks() -> Vec<String> {
+    let all = Cli::command();
+    let network = all.find_subcommand("network").unwrap();
+    let first = |sub: &&Command| sub.get_positionals().any(|arg| arg.get_id() == "network");
+    network.get_subcommands().filter(first).map(|sub| sub.get_name().to_owned()).collect()
+}
+
+/// Puts names of networks where they belong.
+fn with_networks(shell: Shell, mut text: String) -> String {
+    match shell {
+        Shell::Bash => {
+            for name in about_networks() {
+                let head = format!("        tapway__subcmd__network__subcmd__{name})\n");
+                let at = text.find(&head).unwrap() + head.len();
+                let first = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then\n";
+                let at = at + text[at..].find(first).unwrap();
+                let names = "            if [[ ${cur} != -* && ${prev} != -* ]] ; then\n                \
+                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete networks 2>/dev/null)\" -- \"${cur}\") )\n                \
+                    return 0\n            fi\n";
+                text.insert_str(at, names);
+            }
+        }
+        Shell::Zsh => {
+            let about = ":network -- Name or id of a network, or the beginning of an id:";
+            // Aliases are commands of their own there.
+            assert!(text.matches(about).count() >= about_networks().len());
+            text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_networks"));
+            let helper = "(( $+functions[_tapway_networks] )) ||\n_tapway_networks() {\n    local -a names\n    \
+                names=(${(f)\"$(_call_program networks tapway __complete networks 2>/dev/null)\"})\n    \
+                compadd -a names\n}\n\n";
+            let at = text.find("(( $+functions[_tapway_commands] )) ||").unwrap();
+            text.insert_str(at, helper);
+        }
+        _ => {
+            let names = "-f -a \"(tapway __complete networks 2>/dev/null)\" -d 'Network'";
+            let line = |name: String| {
+                let here = "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from";
+                format!("complete -c tapway -n \"{here} {name}\" {names}")
+            };
+            text += &(about_networks().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
+        }
+    }
+    text
+}
+
 /// Puts names of sandboxes where they belong.
 fn with_sandboxes(shell: Shell, mut text: String) -> String {
     match shell {
@@ -72,14 +118,23 @@ fn generated() -> Vec<(String, Vec<u8>)> {
     for (shell, name) in [(Shell::Bash, "tapway.bash"), (Shell::Zsh, "_tapway"), (Shell::Fish, "tapway.fish")] {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut shown(), "tapway", &mut text);
-        let text = with_sandboxes(shell, String::from_utf8(text).unwrap());
+        let text = with_networks(shell, with_sandboxes(shell, String::from_utf8(text).unwrap()));
         files.push((format!("completions/{name}"), text.into_bytes()));
     }
     let mut command = shown();
     command.build();
-    let pages = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned();
-    for page in std::iter::once(command.clone()).chain(pages) {
-        // A subcommand's page is named after both words, as git's are.
+    let visible = |command: &Command| -> Vec<Command> {
+        command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect()
+    };
+    let mut pages = vec![command.clone()];
+    for sub in visible(&command) {
+        // `tapway network create` has as much to say as a command of its own.
+        let below = if sub.get_name() == "network" { visible(&sub) } else { Vec::new() };
+        pages.push(sub);
+        pages.extend(below);
+    }
+    for page in pages {
+        // A subcommand's page is named after all its words, as git's are.
         let name = page.get_display_name().unwrap_or(page.get_name()).to_owned();
         let mut text = Vec::new();
         clap_mangen::Man::new(page)
@@ -122,9 +177,17 @@ fn the_pages_and_completions_name_the_options() {
         ("man/tapway-run.1", &["\\-\\-publish", "\\-\\-allow\\-host\\-loopback", "python3 \\-m http.server"]),
         ("man/tapway-doctor.1", &["\\-\\-json"]),
         ("man/tapway-slirp4netns.1", &["\\-\\-netns\\-type", "TAPNAME"]),
-        ("completions/tapway.bash", &["--allow-link-local", "doctor", "--netns-type"]),
-        ("completions/_tapway", &["--allow-link-local", "doctor", ":_tapway_sandboxes", "_tapway_sandboxes() {"]),
-        ("completions/tapway.fish", &["allow-link-local", "doctor", "(tapway __complete sandboxes 2>/dev/null)"]),
+        ("man/tapway-network.1", &["tapway\\-network\\-create"]),
+        ("man/tapway-network-create.1", &["\\-\\-aux\\-address", "any free /24"]),
+        ("completions/tapway.bash", &["--allow-link-local", "doctor", "--netns-type", "__complete networks"]),
+        (
+            "completions/_tapway",
+            &["--allow-link-local", "doctor", ":_tapway_sandboxes", "_tapway_sandboxes() {", ":_tapway_networks"],
+        ),
+        (
+            "completions/tapway.fish",
+            &["allow-link-local", "doctor", "(tapway __complete sandboxes 2>/dev/null)", "__complete networks"],
+        ),
     ] {
         for word in words {
             assert!(text(file).contains(word), "{file} does not name {word}:\n{}", text(file));

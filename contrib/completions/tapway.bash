@@ -40,6 +40,9 @@ _tapway() {
             tapway,info)
                 cmd="tapway__subcmd__info"
                 ;;
+            tapway,network)
+                cmd="tapway__subcmd__network"
+                ;;
             tapway,port)
                 cmd="tapway__subcmd__port"
                 ;;
@@ -85,6 +88,27 @@ _tapway() {
             tapway__subcmd__hosts,rm)
                 cmd="tapway__subcmd__hosts__subcmd__rm"
                 ;;
+            tapway__subcmd__network,create)
+                cmd="tapway__subcmd__network__subcmd__create"
+                ;;
+            tapway__subcmd__network,inspect)
+                cmd="tapway__subcmd__network__subcmd__inspect"
+                ;;
+            tapway__subcmd__network,list)
+                cmd="tapway__subcmd__network__subcmd__ls"
+                ;;
+            tapway__subcmd__network,ls)
+                cmd="tapway__subcmd__network__subcmd__ls"
+                ;;
+            tapway__subcmd__network,prune)
+                cmd="tapway__subcmd__network__subcmd__prune"
+                ;;
+            tapway__subcmd__network,remove)
+                cmd="tapway__subcmd__network__subcmd__rm"
+                ;;
+            tapway__subcmd__network,rm)
+                cmd="tapway__subcmd__network__subcmd__rm"
+                ;;
             *)
                 ;;
         esac
@@ -92,7 +116,7 @@ _tapway() {
 
     case "${cmd}" in
         tapway)
-            opts="-h -V --help --version run port publish unpublish dns hosts info flows stats events capture top ctl doctor slirp4netns version"
+            opts="-h -V --help --version run network port publish unpublish dns hosts info flows stats events capture top ctl doctor slirp4netns version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -404,6 +428,198 @@ _tapway() {
                 return 0
             fi
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network)
+            opts="-h --help create ls list inspect rm remove prune"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__create)
+            opts="-d -o -h --driver --subnet --gateway --ip-range --aux-address --internal --ipv6 --opt --label --attachable --json --ipv4 --scope --ipam-driver --ipam-opt --ingress --config-only --config-from --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --driver)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -d)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --subnet)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --gateway)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip-range)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --aux-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --internal)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --ipv6)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --opt)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --attachable)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --ipv4)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --scope)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ipam-driver)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ipam-opt)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ingress)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --config-only)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --config-from)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__inspect)
+            opts="-f -v -h --format --json --verbose --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__ls)
+            opts="-q -f -h --quiet --no-trunc --filter --format --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --filter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__prune)
+            opts="-f -h --force --filter --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --filter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__rm)
+            opts="-f -h --force --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -27,6 +27,7 @@ end
 complete -c tapway -n "__fish_tapway_needs_command" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print version'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "network" -d 'Make, show and remove networks that sandboxes share'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "port" -d 'Show the published ports of a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "publish" -d 'Publish ports of a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "unpublish" -d 'Close published ports of a running sandbox'
@@ -69,6 +70,65 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'Accepted out of habit; nothing is ever left behind'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "create" -d 'Make a network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "ls" -d 'List networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "list" -d 'List networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "inspect" -d 'Show what networks are, and who is in them'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "rm" -d 'Remove networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "remove" -d 'Remove networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "prune" -d 'Remove all networks that no running sandbox is in'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -s d -l driver -d 'Kind of network; there is \'bridge\' alone' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l subnet -d 'Subnet, one of IPv4 and one of IPv6; 0.0.0.0/24 is any free one of that size [default: the next of Docker\'s pools]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l gateway -d 'Address of the gateway [default: the first of the subnet or of its --ip-range]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ip-range -d 'Part of the subnet that addresses are given from' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l aux-address -d 'Address that is given to nobody' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l internal -d 'No way out and no published ports' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ipv6 -d 'IPv6 as well; its subnet is a random fd…/64 unless given' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -s o -l opt -d 'Option of the network; see docs/networks.md' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l label -d 'Label' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l attachable -d 'Kept and shown; every network can be attached to' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ipv4 -d 'IPv4, which every network has' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l scope -d 'Only \'local\'' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ipam-driver -d 'Only \'default\'' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ipam-opt -d 'Refused' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l ingress -d 'Refused' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l config-only -d 'Refused' -r -f -a "true\t''
+false\t''"
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l config-from -d 'Refused' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -s f -l filter -d 'Show only those of this kind' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -s q -l quiet -d 'Print ids only'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -l no-trunc -d 'Print ids whole'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -l json -d 'Print JSON: one object with everything that is known'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -s f -l filter -d 'Show only those of this kind' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -s q -l quiet -d 'Print ids only'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -l no-trunc -d 'Print ids whole'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -l json -d 'Print JSON: one object with everything that is known'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s f -l format -d 'Form of the output: \'json\' or a Go template' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -l json -d 'Print JSON in one line'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s v -l verbose -d 'Tell more'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -s f -l force -d 'No error for networks that are not there'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from remove" -s f -l force -d 'No error for networks that are not there'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from remove" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from prune" -l filter -d 'Remove only those of this kind' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from prune" -s f -l force -d 'Do not ask'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from prune" -l json -d 'Print JSON; does not ask'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from prune" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -l stats -d 'What went through each port'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -l json -d 'Print JSON: Docker\'s object, or with --stats the protocol\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -170,3 +230,5 @@ complete -c tapway -n "__fish_tapway_using_subcommand events" -a "(tapway __comp
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand top" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand ctl" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'

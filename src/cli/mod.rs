@@ -191,12 +191,16 @@ fn usage_line(error: &clap::Error) -> String {
         parts.push(line.strip_prefix("error: ").unwrap_or(line));
     }
     let usage = error.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
-    let sub = usage.split("tapway ").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let known = |name: &&str| Cli::command().get_subcommands().any(|sub| sub.get_name() == *name);
-    let help = match sub.filter(known) {
-        Some(sub) => format!("tapway {sub} --help"),
-        None => "tapway --help".to_owned(),
-    };
+    // The words of the usage that name a command, and a command of that command.
+    let all = Cli::command();
+    let mut command = &all;
+    let mut help = "tapway".to_owned();
+    for word in usage.split("tapway ").nth(1).unwrap_or_default().split_whitespace() {
+        let Some(sub) = command.find_subcommand(word).filter(|sub| !sub.is_hide_set()) else { break };
+        command = sub;
+        help = format!("{help} {word}");
+    }
+    let help = format!("{help} --help");
     let what = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         "nothing to do was given".to_owned()
     } else {
@@ -229,6 +233,9 @@ mod tests {
             (&["tapway", "flows", "x", "--frob"], "see 'tapway flows --help'"),
             (&["tapway", "dns", "x", "add", "y"], "see 'tapway dns --help'"),
             (&["tapway", "dns", "x", "set"], "see 'tapway dns --help'"),
+            (&["tapway", "network"], "see 'tapway network --help'"),
+            (&["tapway", "network", "create"], "see 'tapway network create --help'"),
+            (&["tapway", "network", "frob"], "see 'tapway network --help'"),
             (&["tapway", "unpublish", "x"], "required arguments were not provided: <SPEC>"),
             (&["tapway", "frob"], "unrecognized subcommand 'frob'"),
         ] {

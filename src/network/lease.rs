@@ -24,6 +24,7 @@ pub struct Lease {
     /// The monitor.
     pub pid: u32,
     /// MAC address.
+    #[serde(with = "mac_text")]
     pub mac: Mac,
     /// IPv4 address.
     pub v4: Ipv4Addr,
@@ -41,6 +42,22 @@ pub struct Lease {
     /// Of its networks the one with the highest is its gateway.
     #[serde(default)]
     pub gw_priority: i32,
+}
+
+/// MAC addresses as people write them.
+mod mac_text {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::Mac;
+    use crate::network::plan::parse_mac;
+
+    pub fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(mac)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+        parse_mac(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
 }
 
 impl Lease {

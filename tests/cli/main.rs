@@ -10,6 +10,7 @@ mod control;
 mod document;
 mod exit_codes;
 mod files;
+mod network;
 mod ports;
 mod processes;
 mod slirp4netns;

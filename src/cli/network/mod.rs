@@ -15,7 +15,8 @@ use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, run};
+use super::{FAILURE, Failure, USAGE, run};
+use crate::network::creation::CreateError;
 use crate::network::timestamp::Timestamp;
 use crate::sandbox::networks::{Broken, Store, StoreError};
 use crate::telemetry;
@@ -82,7 +83,15 @@ pub fn now() -> Timestamp {
 
 /// What an error means to whoever typed the command.
 pub fn failure(error: &StoreError) -> Failure {
-    Failure::runtime(error)
+    let code = match error {
+        // What is there already is not the command line's fault.
+        StoreError::Create(
+            CreateError::Exists(_) | CreateError::Overlap | CreateError::Conflict { .. } | CreateError::Exhausted(_),
+        ) => FAILURE,
+        StoreError::Create(_) => USAGE,
+        _ => FAILURE,
+    };
+    Failure { code, ..Failure::runtime(error) }
 }
 
 /// Says which definitions cannot be used; the others can.
