@@ -190,7 +190,9 @@ fn usage_line(error: &clap::Error) -> String {
         }
         parts.push(line.strip_prefix("error: ").unwrap_or(line));
     }
-    let usage = error.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
+    // Where it is only in the text, that is help, which has it as a line.
+    let in_text = || text.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default().to_owned();
+    let usage = error.get(ContextKind::Usage).map_or_else(in_text, ToString::to_string);
     // The words of the usage that name a command, and a command of that command.
     let all = Cli::command();
     let mut command = &all;

@@ -51,6 +51,7 @@ mod mac_text {
     use super::Mac;
     use crate::network::plan::parse_mac;
 
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
     pub fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(mac)
     }

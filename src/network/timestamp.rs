@@ -41,6 +41,7 @@ impl Timestamp {
     }
 
     /// The time that much earlier.
+    #[must_use]
     pub fn minus(self, span: Duration) -> Self {
         let (mut seconds, mut nanos) = (i64::try_from(span.as_secs()).unwrap_or(i64::MAX), self.nanos);
         if nanos < span.subsec_nanos() {

@@ -137,7 +137,8 @@ impl Store {
         for path in paths {
             let read = read(&path).and_then(|network| match network {
                 Some(n) if listing.networks.iter().any(|other| other.id == n.id) => {
-                    Err(broken(&path, "it has the id of another network".to_owned(), &[]))
+                    let subnets = n.ipam.iter().map(|config| config.subnet).collect();
+                    Err(Broken { subnets, ..broken(&path, "it has the id of another network".to_owned(), &[]) })
                 }
                 network => Ok(network),
             });

@@ -130,8 +130,8 @@ fn words(text: &str) -> Result<(Vec<String>, (&str, bool))> {
     loop {
         let rest = &text[at..];
         let Some(first) = rest.chars().next() else { return fail("unclosed action: a '}}' is missing") };
-        if rest.starts_with("}}") {
-            return Ok((words, (&rest[2..], false)));
+        if let Some(after) = rest.strip_prefix("}}") {
+            return Ok((words, (after, false)));
         }
         if first.is_whitespace() {
             let blank = rest.len() - rest.trim_start().len();
@@ -430,10 +430,7 @@ fn shown(value: &Value) -> String {
 fn evaluate(pipe: &Pipe, dot: &Data, scope: &Scope) -> Result<Value> {
     let mut carried: Option<Value> = None;
     for command in pipe {
-        let (first, rest) = match command.split_first() {
-            Some(split) => split,
-            None => return fail("missing value for command"),
-        };
+        let Some((first, rest)) = command.split_first() else { return fail("missing value for command") };
         let value = if let Operand::Function(name) = first {
             let mut arguments = rest.iter().map(|operand| value_of(operand, dot, scope)).collect::<Result<Vec<_>>>()?;
             arguments.extend(carried.take());
@@ -511,7 +508,7 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value> {
         }
         ("join", [None | Some(Data::Null | Data::Absent), _]) => text(String::new()),
         ("join", [_, _]) => fail("join takes a list and a text"),
-        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), |value, key| index(value, key)),
+        ("index", [value, keys @ ..]) => keys.iter().try_fold(value.clone(), index),
         ("eq", [first, others @ ..]) if !others.is_empty() => {
             Ok(Some(Data::Bool(others.iter().any(|other| same(first, other)))))
         }

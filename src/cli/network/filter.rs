@@ -78,7 +78,7 @@ impl Filters {
             None => network.labels.contains_key(wanted),
         };
         self.values.iter().all(|(key, values)| match key.as_str() {
-            "driver" => values.iter().any(|value| *value == network.driver),
+            "driver" => values.contains(&network.driver),
             "scope" => values.iter().any(|value| value == "local"),
             "type" => values.iter().any(|value| (value == "builtin") == network.is_predefined()),
             "name" => values.iter().any(|value| matches(value, &network.name)),
