@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod config;
 pub mod desired;
+pub mod directory;
 pub mod plan;
 pub mod publish;
 pub mod resolv;
