@@ -143,7 +143,6 @@ pub fn cut(
     Ok(())
 }
 
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
