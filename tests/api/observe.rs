@@ -78,6 +78,7 @@ impl World {
             metrics: None,
             api: Some(listener),
             exit: Some(theirs.into()),
+            membership: Default::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, mut control) = engine::build(attached, supervisor).unwrap();

@@ -295,6 +295,7 @@ impl Bench {
             metrics: None,
             api: None,
             exit: Some(exit.into()),
+            membership: Default::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, control) = engine::build(attached, supervisor).unwrap();
