@@ -6,8 +6,8 @@
 #![allow(unsafe_code, reason = "fork(2): the process must have one thread, and those of a test have more")]
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,12 +21,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{ForkResult, Pid, fork};
 use serde_json::{Value, json};
 use tapway::api::attach::{self, FromNetwork, ToNetwork};
-use tapway::network::config::{
-    EndpointConfig, Link, Listener, Mac, Membership, NetworkConfig, PlanV4, PlanV6, Proto,
-};
+use tapway::network::config::{EndpointConfig, Link, Listener, Mac, Membership, NetworkConfig, PlanV4, PlanV6, Proto};
 
 use crate::spaces::{Ns, Proc, SCRATCH, wait_for};
-use crate::tools::{any, ask_tcp, ask_udp, at, connect, tell_tcp, tell_udp};
+use crate::tools::{any, ask_tcp, ask_udp, at, connect, echo_tcp, tell_tcp, tell_udp};
 use crate::world::{HOST4, INET4, INET6, World};
 
 /// Tells the process what it is to be.
@@ -160,7 +158,7 @@ impl Network {
         let mtu = wish.mtu.unwrap_or(self.config.mtu);
         let (tap, mut offloads) = ns.run(|| tapway::sandbox::tap::create("eth0")).expect("a TAP");
         if wish.no_offloads {
-            tapway::sys::tap::set_offload((&tap).into(), 0).expect("TUNSETOFFLOAD");
+            tapway::sys::tap::set_offload(tap.as_fd(), 0).expect("TUNSETOFFLOAD");
             offloads = tapway::network::config::Offloads { vnet_hdr: true, ..Default::default() };
         }
         let mut endpoint = self.endpoint(number, mtu);
@@ -168,6 +166,7 @@ impl Network {
         let Mac([a, b, c, d, e, f]) = endpoint.guest_mac;
         ns.sh(&format!(
             "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
+             echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra
              ip link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu {mtu}
              ip addr add {}/16 dev eth0; ip -6 addr add {}/64 dev eth0 nodad
              ip link set eth0 up
@@ -312,17 +311,24 @@ fn a_member_that_is_gone_is_gone_at_once() {
         bound.set_nonblocking(true).unwrap();
         let listener =
             Listener { proto: Proto::Tcp, host_addr: HOST4.into(), host_port: 8080, guest_addr: None, guest_port: 80 };
-        let published = Wish { listeners: vec![(listener, bound.as_raw_fd())], ..wish(&["redis"]) };
-        let mut redis = network.join(3, &published);
+        let echoed = w.host.run(|| TcpListener::bind((HOST4, 8081))).unwrap();
+        echoed.set_nonblocking(true).unwrap();
+        let listeners = vec![
+            (listener, bound.as_raw_fd()),
+            (Listener { host_port: 8081, guest_port: 81, ..listener }, echoed.as_raw_fd()),
+        ];
+        let mut redis = network.join(3, &Wish { listeners, ..wish(&["redis"]) });
         tell_tcp(&redis.ns, at(v4(3), 80));
+        echo_tcp(&redis.ns, at(v4(3), 81));
         let (_, seen) = ask_tcp(&w.internet, any(at(HOST4, 8080)), at(HOST4, 8080));
         assert_eq!(seen.ip(), IpAddr::V4(INET4), "the true client");
         // Through the host's address, a member is the host.
         let (_, seen) = ask_tcp(&web.ns, any(at(HOST4, 8080)), at(HOST4, 8080));
         assert_eq!(seen.ip(), IpAddr::V4(HOST4));
-        let mut client = connect(&w.internet, at(HOST4, 8080)).unwrap();
+        let mut client = connect(&w.internet, at(HOST4, 8081)).unwrap();
         let mut buf = [0; 200];
-        let _ = client.read(&mut buf).unwrap();
+        client.write_all(b"still there").unwrap();
+        assert_eq!(client.read(&mut buf).unwrap(), 11);
         web.sh("ping -c1 -W2 172.18.0.3");
         assert_eq!(web.dig("127.0.0.11", "redis", "A"), ["172.18.0.3"]);
         redis.conn = None;
@@ -337,7 +343,7 @@ fn a_member_that_is_gone_is_gone_at_once() {
         let _late = connect(&w.internet, at(HOST4, 8080)).unwrap();
         std::thread::sleep(Duration::from_millis(500));
         assert!(cpu(network.pid()) - spent < 0.2, "the process spins");
-        drop((redis, bound));
+        drop((redis, bound, echoed));
         // Its place can be had anew, under another name.
         let other = network.join(3, &wish(&["cache"]));
         web.sh("ping -c1 -W2 172.18.0.3");
@@ -383,7 +389,10 @@ fn who_would_be_somebody_else_is_refused_and_who_spoofs_is_dropped() {
         let other = network.join(3, &wish(&["other"]));
         let refused = network.try_join(2, &wish(&["twin"])).err().expect("the address is taken");
         assert_eq!(refused, "MAC address 02:42:ac:12:00:02 is in use on this network");
-        assert_eq!(network.try_join(4, &wish(&["no..name"])).err().unwrap(), "'no..name' cannot be a name of a member: it is no host name");
+        assert_eq!(
+            network.try_join(4, &wish(&["no..name"])).err().unwrap(),
+            "'no..name' cannot be a name of a member: it is no host name"
+        );
         // Garbage instead of an endpoint ends that connection alone.
         let conn = network.connect().unwrap();
         nix::unistd::write(&conn, b"{").unwrap();
@@ -452,7 +461,9 @@ fn groups_and_broadcasts() {
         let members: Vec<Member> = (2..5).map(|n| network.join(n, &wish(&[&format!("m{n}")]))).collect();
         let receive = |member: &Member, group: Option<IpAddr>| {
             member.ns.run(|| {
-                let socket = UdpSocket::bind(if group.is_some_and(|g| g.is_ipv6()) { "[::]:6000" } else { "0.0.0.0:6000" }).unwrap();
+                let socket =
+                    UdpSocket::bind(if group.is_some_and(|g| g.is_ipv6()) { "[::]:6000" } else { "0.0.0.0:6000" })
+                        .unwrap();
                 socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 match group {
                     Some(IpAddr::V4(group)) => {
@@ -473,10 +484,14 @@ fn groups_and_broadcasts() {
             std::thread::sleep(Duration::from_millis(1500));
             let before = network.ask(&json!({"execute": "list_members"}));
             members[0].ns.run(|| {
-                let socket = socket2::Socket::new(socket2::Domain::for_address(at(group, 6000)), socket2::Type::DGRAM, None).unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::for_address(at(group, 6000)), socket2::Type::DGRAM, None)
+                        .unwrap();
                 match group {
                     IpAddr::V4(_) => socket.set_multicast_if_v4(&v4(2)).unwrap(),
-                    IpAddr::V6(_) => socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap(),
+                    IpAddr::V6(_) => {
+                        socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap()
+                    }
                 }
                 socket.send_to(b"to the group", &at(group, 6000).into()).unwrap();
             });
@@ -514,8 +529,9 @@ fn iperf(from: &Member, to: &Member, server: &str, extra: &[&str]) -> f64 {
     drop(serve);
     let record: Value = serde_json::from_str(&client.stdout).unwrap();
     let end = &record["end"];
+    assert!(record.get("error").is_none(), "{argv:?}: {}", record["error"]);
     let sum = if extra.contains(&"-u") { &end["sum"] } else { &end["sum_received"] };
-    sum["bits_per_second"].as_f64().unwrap()
+    sum["bits_per_second"].as_f64().unwrap_or_else(|| panic!("{argv:?}: {record}"))
 }
 
 #[test]
@@ -562,9 +578,11 @@ fn its_death_is_seen_by_all_and_a_successor_serves_the_same_taps() {
         for (number, member, name) in [(2, &one, "one"), (3, &two, "two")] {
             let conn = network.connect().unwrap();
             let mut endpoint = network.endpoint(number, 1500);
-            endpoint.offloads = tapway::network::config::Offloads { vnet_hdr: true, csum: true, tso4: true, tso6: true, uso: true };
+            endpoint.offloads =
+                tapway::network::config::Offloads { vnet_hdr: true, csum: true, tso4: true, tso6: true, uso: true };
             let membership = Some(Box::new(Membership { names: vec![name.into()], links: vec![] }));
-            let hello = ToNetwork::Attach { version: attach::VERSION, endpoint: Box::new(endpoint), pcap: false, membership };
+            let hello =
+                ToNetwork::Attach { version: attach::VERSION, endpoint: Box::new(endpoint), pcap: false, membership };
             attach::send(&conn, &hello, &[member.tap.as_raw_fd()]).unwrap();
             attach::send(&conn, &ToNetwork::Start, &[]).unwrap();
             assert_eq!(attach::recv::<FromNetwork>(&conn).unwrap().0, FromNetwork::Ready);
