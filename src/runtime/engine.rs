@@ -485,7 +485,7 @@ impl Engine {
         }
         if self.table.slots.len() <= slot {
             self.table.slots.resize_with(slot + 1, || None);
-            let room = self.table.slots.len() - self.table.touched.len();
+            let room = self.table.slots.len().saturating_sub(self.table.touched.len());
             self.table.touched.reserve(room);
         }
         endpoint.refresh(self.addresses);
