@@ -237,15 +237,11 @@ mod tests {
         }
     }
 
-    fn some(all: &[&str]) -> Option<Vec<String>> {
-        Some(texts(all))
-    }
-
     #[test]
     fn every_name_is_found_in_both_forms_whatever_its_case() {
         let net = Net::new();
         for asked in ["site", "SITE", "0123456789ab", "host1", "site.web", "Host1.Web"] {
-            assert_eq!(net.ask(asked, TYPE_A), some(&["172.18.0.2"]), "{asked}");
+            assert_eq!(net.ask(asked, TYPE_A), Some(texts(&["172.18.0.2"])), "{asked}");
         }
         for asked in ["site.other", "web", "sit", "a.site", "nobody"] {
             assert_eq!(net.ask(asked, TYPE_A), None, "{asked}");
@@ -255,10 +251,10 @@ mod tests {
     #[test]
     fn a_name_without_that_family_is_empty_and_not_unknown() {
         let net = Net::new();
-        assert_eq!(net.ask("site", TYPE_AAAA), some(&[]));
-        assert_eq!(net.ask("redis", TYPE_AAAA), some(&["fd00::3"]));
+        assert_eq!(net.ask("site", TYPE_AAAA), Some(texts(&[])));
+        assert_eq!(net.ask("redis", TYPE_AAAA), Some(texts(&["fd00::3"])));
         // MX, and whatever else.
-        assert_eq!(net.ask("redis", 15), some(&[]));
+        assert_eq!(net.ask("redis", 15), Some(texts(&[])));
     }
 
     #[test]
@@ -277,21 +273,21 @@ mod tests {
     #[test]
     fn addresses_have_the_first_name() {
         let net = Net::new();
-        assert_eq!(net.ask("2.0.18.172.in-addr.arpa", TYPE_PTR), some(&["site.web"]));
+        assert_eq!(net.ask("2.0.18.172.in-addr.arpa", TYPE_PTR), Some(texts(&["site.web"])));
         assert_eq!(net.ask("9.0.18.172.in-addr.arpa", TYPE_PTR), None);
         let v6 = Name::reverse("fd00::3".parse().unwrap()).to_string();
-        assert_eq!(net.ask(&v6, TYPE_PTR), some(&["redis.web"]));
-        assert_eq!(net.ask(&v6, TYPE_A), some(&[]));
+        assert_eq!(net.ask(&v6, TYPE_PTR), Some(texts(&["redis.web"])));
+        assert_eq!(net.ask(&v6, TYPE_A), Some(texts(&[])));
     }
 
     #[test]
     fn who_left_is_unknown_and_who_comes_again_is_known() {
         let mut net = Net::new();
         assert!(net.0.leave(2) && !net.0.leave(2));
-        assert_eq!((net.ask("redis", TYPE_A), net.ask("www", TYPE_A)), (None, some(&["172.18.0.2"])));
+        assert_eq!((net.ask("redis", TYPE_A), net.ask("www", TYPE_A)), (None, Some(texts(&["172.18.0.2"]))));
         assert_eq!(net.ask("3.0.18.172.in-addr.arpa", TYPE_PTR), None);
         net.join(9, &["redis"], &["172.18.0.7"]);
-        assert_eq!(net.ask("redis", TYPE_A), some(&["172.18.0.7"]));
+        assert_eq!(net.ask("redis", TYPE_A), Some(texts(&["172.18.0.7"])));
         assert_eq!(net.0.len(), 2);
         net.0.leave(1);
         net.0.leave(9);
@@ -303,12 +299,12 @@ mod tests {
         let mut net = Net::new();
         let link = |target: &str, alias: &str| Link { target: target.to_owned(), alias: alias.to_owned() };
         let mine = net.0.aliases(&[link("redis", "db"), link("gone", "cache")]).unwrap();
-        assert_eq!(net.ask_as("DB", TYPE_A, &mine, 1), some(&["172.18.0.3"]));
+        assert_eq!(net.ask_as("DB", TYPE_A, &mine, 1), Some(texts(&["172.18.0.3"])));
         assert_eq!((net.ask("db", TYPE_A), net.ask_as("cache", TYPE_A, &mine, 1)), (None, None));
         net.0.leave(2);
         assert_eq!(net.ask_as("db", TYPE_A, &mine, 1), None);
         net.join(3, &["redis"], &["172.18.0.4"]);
-        assert_eq!(net.ask_as("db", TYPE_A, &mine, 1), some(&["172.18.0.4"]));
+        assert_eq!(net.ask_as("db", TYPE_A, &mine, 1), Some(texts(&["172.18.0.4"])));
     }
 
     #[test]
@@ -318,6 +314,6 @@ mod tests {
         assert_eq!(bad, Err(DirectoryError::Name("not..fine".into())));
         let many: Vec<String> = (0..129).map(|n| format!("n{n}")).collect();
         assert!(matches!(net.0.join(1, &many, &[]), Err(DirectoryError::TooMany { given: 129, limit: 128, .. })));
-        assert_eq!(net.ask("site", TYPE_A), some(&["172.18.0.2"]));
+        assert_eq!(net.ask("site", TYPE_A), Some(texts(&["172.18.0.2"])));
     }
 }

@@ -131,7 +131,8 @@ pub struct Engine {
     tap_gone: bool,
     turn: u64,
     /// Held open while epoll watches it.
-    _exit: Option<OwnedFd>,
+    #[allow(dead_code, reason = "to be open is what it does")]
+    exit: Option<OwnedFd>,
 }
 
 /// The control plane's ends of a data plane.
@@ -179,7 +180,7 @@ impl Engine {
             addresses: (None, None),
             tap_gone: false,
             turn: 0,
-            _exit: None,
+            exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
     }
@@ -192,7 +193,7 @@ impl Engine {
             Ok(()) | Err(Errno::EPERM) => {}
             Err(errno) => return Err(system("watch the exit descriptor")(errno)),
         }
-        self._exit = Some(exit);
+        self.exit = Some(exit);
         Ok(())
     }
 }

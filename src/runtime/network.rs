@@ -227,13 +227,11 @@ impl Network {
                 }
                 () = tokio::time::sleep_until(leave_at.into()), if alone => {
                     // Somebody may have come this very moment.
-                    match accept_now(listener.get_ref()) {
-                        Ok(conn) => network.welcome(conn),
-                        Err(_) => {
-                            tracing::info!(network = network.config.name, "nobody is left: leaving");
-                            return;
-                        }
-                    }
+                    let Ok(conn) = accept_now(listener.get_ref()) else {
+                        tracing::info!(network = network.config.name, "nobody is left: leaving");
+                        return;
+                    };
+                    network.welcome(conn);
                 }
             }
         }

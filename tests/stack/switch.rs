@@ -596,7 +596,7 @@ fn who_left_is_unknown_at_once_and_its_place_is_free() {
     net.dropped(DropReason::NoMember, |net| net.raw(0, &framed(0, mac(1), &datagram(v4(0), v4(1)))));
     net.dropped(DropReason::NoMember, |net| net.raw(0, &arp(0, 1, mac(0), v4(0), v4(1), BROADCAST)));
     net.dropped(DropReason::Multicast, |net| {
-        net.raw(0, &framed(0, group_mac(join.dst), &datagram(v4(0), ip("239.1.2.3"))))
+        net.raw(0, &framed(0, group_mac(join.dst), &datagram(v4(0), ip("239.1.2.3"))));
     });
     // Its frames, should some be read still.
     net.clear();

@@ -65,7 +65,8 @@ pub(super) fn ip_v4(port: &Port, frame: &[u8]) -> Result<Seen, DropReason> {
     }
     let src = Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]);
     let dst = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
-    let whole = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff == 0;
+    // The first fragment, or all of it.
+    let whole = matches!(u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, 0);
     let for_dhcp = whole
         && ip[9] == proto::UDP
         && ip.get(header + 2..header + 4).is_some_and(|port| *port == DHCP_SERVER.to_be_bytes());
