@@ -389,7 +389,7 @@ fn the_root_is_empty_and_the_network_the_hosts() {
         let ns = |kind: &str| std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap();
         let proc = std::fs::File::open("/proc/thread-self/ns").unwrap();
         let before = (ns("net"), ns("mnt"), ns("user"));
-        assert_eq!(confine::empty_root(), Outcome::Done);
+        assert_eq!(confine::empty_root(false), Outcome::Done);
         let after = |kind: &str| nix::fcntl::readlinkat(&proc, kind).unwrap();
         assert_eq!(before.0.as_os_str(), after("net"));
         assert_ne!(before.1.as_os_str(), after("mnt"));
@@ -446,7 +446,7 @@ fn without_namespaces_it_warns_and_goes_on() {
 #[test]
 fn stages_can_be_left_out() {
     let Some(out) = run("stages_can_be_left_out", "", || {
-        let options = Options { root: false, landlock: false, hide_memory: false, seccomp: false };
+        let options = Options { root: false, keep_user: false, landlock: false, hide_memory: false, seccomp: false };
         let report = confine::enter(options).unwrap();
         assert_eq!([report.root, report.landlock, report.memory, report.seccomp], [const { Outcome::NotAsked }; 4]);
         i32::from(std::fs::read("/etc/passwd").is_err() || !nix::sys::prctl::get_no_new_privs().unwrap())

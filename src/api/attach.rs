@@ -19,6 +19,10 @@
 //!                                           ◄──  Answer {id, result}
 //! ```
 //!
+//! The process of a shared network has a listening socket: each monitor connects, says the same words, with a `membership` in
+//! `Attach`, and keeps its connection as the lease of its endpoint alone. `Failed` refuses that endpoint; then the connection
+//! closes.
+//!
 //! What is marked (2) came with version 2, with the zones in `HostDns`; a monitor of version 1 neither says nor hears it.
 //! (3) came with version 3.
 //!
@@ -36,7 +40,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::network::config::{DnsZone, EndpointConfig, Listener};
+use crate::network::config::{DnsZone, EndpointConfig, Listener, Membership};
 use crate::network::zone::Record;
 
 /// Version of the protocol; a network process serves monitors of its own or any older version.
@@ -62,6 +66,9 @@ pub enum ToNetwork {
         endpoint: Box<EndpointConfig>,
         /// A capture file follows the TAP.
         pcap: bool,
+        /// How it is a member of a network that is shared; none elsewhere.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        membership: Option<Box<Membership>>,
     },
     /// Metrics are served by HTTP on the listening TCP socket that comes along.
     Metrics,

@@ -55,6 +55,8 @@ const SHORT: usize = 8 * 1024;
 pub trait Handler: 'static {
     /// The others.
     const VERBS: &'static [&'static str];
+    /// How what is no request is answered.
+    const DIALECT: Dialect = Dialect::Slirp4netns;
     /// Does what is asked; `fds` came with it.
     fn answer(&self, request: Request, fds: Vec<OwnedFd>, connection: Connection<'_>) -> impl Future<Output = Answer>;
 }
@@ -244,7 +246,7 @@ enum End {
 
 impl<H: Handler> Client<H> {
     fn new(stream: UnixStream, shared: Rc<Shared<H>>) -> Self {
-        let session = Session::new(Dialect::Slirp4netns, H::VERBS, shared.limits.session, Duration::ZERO);
+        let session = Session::new(H::DIALECT, H::VERBS, shared.limits.session, Duration::ZERO);
         Self { stream, session, fds: Vec::new(), came: Instant::now(), held: 0, shared }
     }
 

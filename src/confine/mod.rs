@@ -53,6 +53,9 @@ const LANDLOCK_ABI: ABI = ABI::V6;
 pub struct Options {
     /// The empty root.
     pub root: bool,
+    /// In the user namespace of the empty root the user keeps its number, so that those who connect can be told from
+    /// others' (SO_PEERCRED). Otherwise nobody has one there.
+    pub keep_user: bool,
     /// Landlock.
     pub landlock: bool,
     /// No core file, not dumpable.
@@ -63,7 +66,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { root: true, landlock: true, hide_memory: true, seccomp: true }
+        Self { root: true, keep_user: false, landlock: true, hide_memory: true, seccomp: true }
     }
 }
 
@@ -151,7 +154,7 @@ pub enum ConfineError {
 /// Gives everything up, in the order of the module head. The process must have one thread.
 pub fn enter(options: Options) -> Result<Report, ConfineError> {
     let descriptors = raise_descriptor_limit()?;
-    let root = if options.root { empty_root() } else { Outcome::NotAsked };
+    let root = if options.root { empty_root(options.keep_user) } else { Outcome::NotAsked };
     if let Outcome::Refused(why) = &root {
         tracing::warn!("the network process keeps the file system in view ({why}); seccomp still forbids its use");
     }
@@ -183,11 +186,18 @@ pub fn raise_descriptor_limit() -> Result<u64, ConfineError> {
 
 /// A user and mount namespace of our own whose root is an empty read-only tmpfs; the old root is unmounted from it.
 ///
-/// No user is mapped: we need no name in there, and unmapped is one thing less to be.
-pub fn empty_root() -> Outcome {
+/// No user is mapped unless `keep_user` says so: we need no name in there, and unmapped is one thing less to be.
+pub fn empty_root(keep_user: bool) -> Outcome {
+    let user = nix::unistd::geteuid();
     let tried = || -> Result<(), (&'static str, nix::Error)> {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
             .map_err(|e| ("new user and mount namespace", e))?;
+        if keep_user {
+            let map = format!("{user} {user} 1");
+            let written = std::fs::write("/proc/self/uid_map", map);
+            let errno = |e: std::io::Error| nix::Error::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+            written.map_err(|e| ("keep the user's number", errno(e)))?;
+        }
         // Any directory will do to mount on; /proc is the one that `tapway run` cannot do without. The mounts of a
         // namespace made with a new user namespace are slaves (mount_namespaces(7)), so nothing shows outside.
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -4,7 +4,8 @@
 //! stream ([`serve_tcp`]). A question is answered from the first of these that knows its name:
 //!
 //! 1. `localhost` and all names under it are this host (RFC 6761 §6.3);
-//! 2. the network's own records, a [`Zone`] ([`Resolver::set_zone`]);
+//! 2. the endpoint's own records, a [`Zone`] ([`Resolver::set_zone`]), and then, on a shared network, the names of its
+//!    members ([`Resolver::set_neighbours`]);
 //! 3. the servers of the longest domain that the name is under, where a domain has servers of its own
 //!    ([`Resolver::set_zones`]). Such names (split VPN DNS) never go to other servers, whatever those servers do;
 //! 4. the host's own name servers ([`Resolver::set_servers`]).
@@ -51,7 +52,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::network::config::DnsZone;
-use crate::network::zone::Zone;
+use crate::network::directory::{Aliases, Directory};
+use crate::network::zone::{Answer, Zone};
 use crate::wire::dns_build::{self, Builder};
 use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
 use crate::wire::dns_name::Name;
@@ -212,12 +214,22 @@ const LOCALHOST_TTL: u32 = 86_400;
 /// Pause after an attempt failed for want of something on this host, so that a round never spins.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// Who else is on a shared network, as one of its members sees them.
+#[derive(Clone, Debug)]
+pub struct Neighbours {
+    /// The names of all, which change as they come and go.
+    pub directory: Arc<RwLock<Directory>>,
+    /// This one's own names for some of them.
+    pub aliases: Aliases,
+}
+
 /// The forwarder. See the module.
 #[derive(Debug)]
 pub struct Resolver {
     limits: Limits,
     servers: RwLock<Arc<[SocketAddr]>>,
     zone: RwLock<Arc<Zone>>,
+    neighbours: RwLock<Arc<Option<Neighbours>>>,
     /// Domains with servers of their own, those with more labels first.
     domains: RwLock<Arc<[Domain]>>,
     /// True while `observer` is somebody.
@@ -265,6 +277,7 @@ impl Resolver {
             limits,
             servers: RwLock::new(Arc::new([])),
             zone: RwLock::default(),
+            neighbours: RwLock::default(),
             domains: RwLock::new(Arc::new([])),
             observed: AtomicBool::new(false),
             observer: RwLock::new(None),
@@ -285,6 +298,22 @@ impl Resolver {
     /// The names that are answered here from now on.
     pub fn set_zone(&self, zone: Zone) {
         put(&self.zone, Arc::new(zone));
+    }
+
+    /// The members of the network whose names are answered here from now on.
+    pub fn set_neighbours(&self, neighbours: Neighbours) {
+        put(&self.neighbours, Arc::new(Some(neighbours)));
+    }
+
+    /// What is known here of a name.
+    fn known(&self, name: &Name, qtype: u16) -> Option<Answer> {
+        let random = self.random();
+        get(&self.zone).lookup(name, qtype, random).or_else(|| {
+            let neighbours = get(&self.neighbours);
+            let neighbours = neighbours.as_ref().as_ref()?;
+            let directory = neighbours.directory.read().unwrap_or_else(PoisonError::into_inner);
+            directory.lookup(name, qtype, &neighbours.aliases, random)
+        })
     }
 
     /// The domains whose names go to servers of their own from now on, instead of those of before; of each list those
@@ -362,10 +391,8 @@ impl Resolver {
             return (answer, Source::Local);
         }
         let name = query.name();
-        let from_zone = name.as_ref().filter(|_| query.qclass == CLASS_IN).and_then(|name| {
-            let random = self.random();
-            get(&self.zone).lookup(name, query.qtype, random)
-        });
+        let from_zone =
+            name.as_ref().filter(|_| query.qclass == CLASS_IN).and_then(|name| self.known(name, query.qtype));
         let Some(from_zone) = from_zone else {
             return match self.forward(query, name.as_ref(), transport).await {
                 Ok((mut answer, server)) => {

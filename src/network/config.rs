@@ -16,10 +16,7 @@ pub struct Mac(pub [u8; 6]);
 
 impl std::fmt::Display for Mac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02x}", if i == 0 { "" } else { ":" })?;
-        }
-        Ok(())
+        f.write_str(&self.0.map(|byte| format!("{byte:02x}")).join(":"))
     }
 }
 
@@ -145,4 +142,69 @@ pub struct EndpointConfig {
     /// slirp4netns's segment instead of a container's endpoint.
     #[serde(default)]
     pub slirp: Option<Slirp>,
+}
+
+/// A network that many endpoints share, as its process is told at its start. What the network is for everybody is said
+/// here, and not by those who attach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// Id, 64 hexadecimal digits.
+    pub id: String,
+    /// Name; names of members are under it too.
+    pub name: String,
+    /// MTU of its members' interfaces.
+    pub mtu: u16,
+    /// Nothing leaves: members reach each other and the name service, and nobody else.
+    #[serde(default)]
+    pub internal: bool,
+    /// Members reach each other; otherwise only those that are linked do.
+    pub icc: bool,
+    /// Members reach the world under the host's address; otherwise the host and nobody beyond, since nobody beyond would
+    /// know the way back to theirs.
+    pub masquerade: bool,
+    /// Members are found by name. The default network has no names.
+    pub names: bool,
+    /// Most members at a time.
+    #[serde(default = "max_members")]
+    pub max_members: usize,
+    /// How long the process waits for another member after the last one left, milliseconds.
+    #[serde(default = "linger_ms")]
+    pub linger_ms: u64,
+    /// How long it waits for the first one, milliseconds.
+    #[serde(default = "first_ms")]
+    pub first_ms: u64,
+}
+
+/// Default of [`NetworkConfig::max_members`]: as many as a kernel bridge has ports (BR_MAX_PORTS, net/bridge/br_private.h).
+pub const fn max_members() -> usize {
+    1024
+}
+
+/// Default of [`NetworkConfig::linger_ms`]: a sandbox that is started again finds the process.
+pub const fn linger_ms() -> u64 {
+    2000
+}
+
+/// Default of [`NetworkConfig::first_ms`]: whoever started the process attaches within milliseconds, or never.
+pub const fn first_ms() -> u64 {
+    10_000
+}
+
+/// How an endpoint is a member of a shared network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Names by which it is found, the container's own first, which is the one that its address has.
+    pub names: Vec<String>,
+    /// Whom it calls by names of its own, and reaches where members are kept apart.
+    #[serde(default)]
+    pub links: Vec<Link>,
+}
+
+/// `--link NAME:ALIAS`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// A name of the other member, which need not be there.
+    pub target: String,
+    /// What this member calls it; seen by nobody else.
+    pub alias: String,
 }

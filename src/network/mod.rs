@@ -12,6 +12,7 @@ pub mod config;
 pub mod creation;
 pub mod definition;
 pub mod desired;
+pub mod directory;
 pub mod ipam;
 pub mod lease;
 pub mod options;

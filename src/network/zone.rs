@@ -373,7 +373,7 @@ impl Zone {
 }
 
 /// Fisher and Yates's shuffle, drawing from SplitMix64 begun at `seed`.
-fn shuffle<T>(items: &mut [T], seed: u64) {
+pub(super) fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut state = seed;
     for last in (1..items.len()).rev() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

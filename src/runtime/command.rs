@@ -4,6 +4,9 @@
 //! plane does one in microseconds and never waits, so whoever asks may wait for the answer. A full channel makes the
 //! asker wait, never the data plane.
 //!
+//! Each endpoint has a handle of its own; all share one channel ([`Orders`]), on which the process of a shared network is also
+//! told who comes and goes.
+//!
 //! Published ports go by number. Numbers are given here, upwards from those of the ports told at attach, and never given
 //! again: a late event or a kept datagram of a port that is gone finds nothing, instead of its successor.
 
@@ -18,11 +21,14 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::capture::{Capture, Captures};
+use super::endpoint::Endpoint;
 use super::events::Hub;
 use crate::api::verbs::observe::EventKind;
 use crate::network::config::Listener;
+use crate::stack::arena::Id;
 use crate::stack::census::{Cursor, FlowFilter, FlowId, FlowRecord, Numbers, PAGE};
-use crate::stack::ledger::PortTotals;
+use crate::stack::ledger::{PortTotals, Traffic};
+use crate::stack::switch::AttachRefusal;
 use crate::stack::verdict::DropCounters;
 
 /// Commands that may wait.
@@ -106,6 +112,83 @@ pub enum Command {
     },
 }
 
+/// The endpoint of a process that has only one.
+pub const FIRST: Id = Id { index: 0, generation: 1 };
+
+/// What goes to the data plane: a command of one endpoint's, or about who there is.
+pub enum Order {
+    /// For this endpoint. One that is gone does not answer.
+    Endpoint(Id, Command),
+    /// Serve one more endpoint.
+    Attach {
+        /// It.
+        endpoint: Box<Endpoint>,
+        /// Whether it is served; if not, it comes back.
+        done: oneshot::Sender<Result<(), (AttachError, Box<Endpoint>)>>,
+    },
+    /// Serve an endpoint no more.
+    Detach {
+        /// Which.
+        id: Id,
+        /// It comes back, so that whoever asked closes its sockets, and no packet of others waits for that.
+        done: oneshot::Sender<Option<Box<Endpoint>>>,
+    },
+    /// What crossed each TAP, and what was dropped.
+    Survey {
+        /// They, and the memberships of groups.
+        done: oneshot::Sender<(Vec<MemberTraffic>, usize)>,
+    },
+}
+
+/// Why an endpoint is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The network's rules.
+    #[error(transparent)]
+    Refused(#[from] AttachRefusal),
+    /// The kernel.
+    #[error("cannot watch the TAP")]
+    Watch(#[source] io::Error),
+}
+
+/// The numbers of one member.
+#[derive(Debug)]
+pub struct MemberTraffic {
+    /// Which.
+    pub id: Id,
+    /// Frames and their bytes.
+    pub crossed: Traffic,
+    /// What was dropped.
+    pub drops: DropCounters,
+    /// Flows that live.
+    pub flows: u64,
+}
+
+/// The way to the data plane; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    channel: mpsc::Sender<Order>,
+    wake: Arc<EventFd>,
+}
+
+impl Orders {
+    /// Also returns the data plane's end.
+    pub fn new(wake: Arc<EventFd>) -> (Self, mpsc::Receiver<Order>) {
+        let (channel, receiver) = mpsc::channel(QUEUE);
+        (Self { channel, wake }, receiver)
+    }
+
+    /// Asks and waits.
+    pub async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> io::Result<T> {
+        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the data plane has ended");
+        let (done, answer) = oneshot::channel();
+        self.channel.send(order(done)).await.map_err(|_| gone())?;
+        // The counter cannot overflow: it is read whenever it is not zero.
+        let _ = self.wake.write(1);
+        answer.await.map_err(|_| gone())
+    }
+}
+
 /// A page of flows.
 #[derive(Debug)]
 pub struct FlowPage {
@@ -130,14 +213,14 @@ pub struct Statistics {
     pub ports: Vec<PortTotals>,
 }
 
-/// The control plane's handle on the data plane; clones are the same handle.
+/// The control plane's handle on one endpoint of the data plane; clones are the same handle.
 #[derive(Clone, Debug)]
 pub struct DataPlane(Arc<Handle>);
 
 #[derive(Debug)]
 struct Handle {
-    commands: mpsc::Sender<Command>,
-    wake: Arc<EventFd>,
+    orders: Orders,
+    endpoint: Id,
     next_listener: AtomicUsize,
     captures: Captures,
     hub: Hub,
@@ -154,22 +237,23 @@ pub struct Served {
 }
 
 impl DataPlane {
-    /// `listeners`: how many ports, numbered from 0, the data plane has been told of already. Also returns the data
-    /// plane's end.
-    pub fn new(wake: Arc<EventFd>, listeners: usize) -> (Self, mpsc::Receiver<Command>) {
-        let (commands, receiver) = mpsc::channel(QUEUE);
-        let next_listener = AtomicUsize::new(listeners);
-        (
-            Self(Arc::new(Handle {
-                commands,
-                wake,
-                next_listener,
-                captures: Captures::default(),
-                hub: Hub::default(),
-                ports: Mutex::default(),
-            })),
-            receiver,
-        )
+    /// Of the only endpoint of a process. `listeners`: how many ports, numbered from 0, the data plane has been told of
+    /// already. Also returns the data plane's end.
+    pub fn new(wake: Arc<EventFd>, listeners: usize) -> (Self, mpsc::Receiver<Order>) {
+        let (orders, receiver) = Orders::new(wake);
+        (Self::of(orders, FIRST, listeners), receiver)
+    }
+
+    /// Of one endpoint of several.
+    pub fn of(orders: Orders, endpoint: Id, listeners: usize) -> Self {
+        Self(Arc::new(Handle {
+            orders,
+            endpoint,
+            next_listener: AtomicUsize::new(listeners),
+            captures: Captures::default(),
+            hub: Hub::default(),
+            ports: Mutex::default(),
+        }))
     }
 
     /// Has one more port served; returns its number.
@@ -253,11 +337,7 @@ impl DataPlane {
     }
 
     pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> io::Result<T> {
-        let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the data plane has ended");
-        let (done, answer) = oneshot::channel();
-        self.0.commands.send(command(done)).await.map_err(|_| gone())?;
-        // The counter cannot overflow: it is read whenever it is not zero.
-        let _ = self.0.wake.write(1);
-        answer.await.map_err(|_| gone())
+        let endpoint = self.0.endpoint;
+        self.0.orders.ask(|done| Order::Endpoint(endpoint, command(done))).await
     }
 }

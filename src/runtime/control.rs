@@ -28,6 +28,7 @@ use crate::api::attach::ZoneParts;
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 use crate::network::config::DnsZone;
 use crate::network::zone::{self, Record, Zone};
+use crate::stack::arena::Id;
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
 pub const QUEUE: usize = 1024;
@@ -51,6 +52,8 @@ pub enum Supervisor {
 pub enum DnsQuery {
     /// One query over UDP.
     Udp {
+        /// Whose guest asks.
+        endpoint: Id,
         /// Who asks.
         guest: SocketAddr,
         /// Which of our addresses.
@@ -60,14 +63,27 @@ pub enum DnsQuery {
     },
     /// A TCP connection of the guest to port 53, joined to this end.
     Stream {
+        /// Whose guest asks.
+        endpoint: Id,
         /// Non-blocking.
         stream: UnixStream,
     },
 }
 
+impl DnsQuery {
+    /// Whose guest asks.
+    pub fn endpoint(&self) -> Id {
+        match self {
+            Self::Udp { endpoint, .. } | Self::Stream { endpoint, .. } => *endpoint,
+        }
+    }
+}
+
 /// One answer over UDP.
 #[derive(Debug)]
 pub struct DnsAnswer {
+    /// Whose guest asked.
+    pub endpoint: Id,
     /// Who asked.
     pub guest: SocketAddr,
     /// Which of our addresses.
@@ -85,6 +101,8 @@ pub struct Names {
     pub zones: Vec<DnsZone>,
     /// The network's own names.
     pub zone: Zone,
+    /// Nobody upstream may be asked, whoever is told: the network is internal.
+    pub offline: bool,
     parts: ZoneParts,
 }
 
@@ -107,8 +125,9 @@ impl Names {
     }
 
     pub(super) fn tell(&self, resolver: &Resolver) {
-        resolver.set_servers(self.servers.clone());
-        resolver.set_zones(&self.zones);
+        let (servers, zones) = if self.offline { (&[][..], &[][..]) } else { (&self.servers[..], &self.zones[..]) };
+        resolver.set_servers(servers.to_vec());
+        resolver.set_zones(zones);
         resolver.set_zone(self.zone.clone());
     }
 }
@@ -168,8 +187,11 @@ impl Control {
         let mut monitor = match supervisor {
             Supervisor::Monitor(conn) => {
                 let asked = Rc::new(Answers::new(plane.clone(), observer));
-                match Told::start(conn, (Arc::clone(&resolver), dns), plane, asked) {
-                    Ok(told) => tokio::task::spawn_local(told.listen()),
+                match crate::sys::fd::watch(conn) {
+                    Ok(conn) => {
+                        let told = Told::start(conn, (Arc::clone(&resolver), dns), plane, asked);
+                        tokio::task::spawn_local(told.listen())
+                    }
                     Err(error) => {
                         tracing::error!("cannot watch the attach connection: {error}");
                         return;
@@ -195,29 +217,41 @@ impl Control {
                         names.look();
                     }
                     match query {
-                    Some(DnsQuery::Udp { guest, server, query }) => {
-                        let (resolver, answers, wake) = (Arc::clone(&resolver), answers.clone(), Arc::clone(&wake));
-                        // The resolver bounds how many are in flight.
-                        tokio::task::spawn_local(async move {
-                            if let Some(answer) = resolver.resolve(&query, Transport::Udp).await
-                                && answers.try_send(DnsAnswer { guest, server, answer }).is_ok()
-                            {
-                                let _ = wake.write(1);
-                            }
-                        });
-                    }
-                    Some(DnsQuery::Stream { stream }) => match tokio::net::UnixStream::from_std(stream) {
-                        Ok(stream) => {
-                            let resolver = Arc::clone(&resolver);
-                            tokio::task::spawn_local(async move { serve_tcp(stream, resolver).await });
-                        }
-                        Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),
-                    },
+                    Some(query) => answer_query(query, &resolver, &answers, &wake),
                     None => return,
                     }
                 }
             }
         }
+    }
+}
+
+/// Has a question answered, on a `LocalSet`; the answer goes back to the data plane. The resolver bounds how many are in
+/// flight.
+pub(super) fn answer_query(
+    query: DnsQuery,
+    resolver: &Arc<Resolver>,
+    answers: &mpsc::Sender<DnsAnswer>,
+    wake: &Arc<EventFd>,
+) {
+    let resolver = Arc::clone(resolver);
+    match query {
+        DnsQuery::Udp { endpoint, guest, server, query } => {
+            let (answers, wake) = (answers.clone(), Arc::clone(wake));
+            tokio::task::spawn_local(async move {
+                if let Some(answer) = resolver.resolve(&query, Transport::Udp).await
+                    && answers.try_send(DnsAnswer { endpoint, guest, server, answer }).is_ok()
+                {
+                    let _ = wake.write(1);
+                }
+            });
+        }
+        DnsQuery::Stream { stream, .. } => match tokio::net::UnixStream::from_std(stream) {
+            Ok(stream) => {
+                tokio::task::spawn_local(async move { serve_tcp(stream, resolver).await });
+            }
+            Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),
+        },
     }
 }
 

@@ -1,65 +1,58 @@
-//! The data plane thread: waits for readiness, and moves bytes.
+//! The data plane thread: waits for readiness, and gives every endpoint its turn.
 //!
-//! One turn: wait; note what is ready; read frames from the TAP (a budget a turn, so that no guest starves the hosts);
-//! do the TCP work the stack asks for; move the bytes of every flow that something happened to; send what is due. Epoll is
+//! One turn: wait; serve what is ready; read frames from each TAP that has some (a budget of each a turn, so that no guest
+//! starves the hosts, and no member of a network the others); do what the control plane asks and what is due; then let each
+//! endpoint that anything happened to settle ([`Endpoint::settle`]): move the bytes of its flows, send what is due. Epoll is
 //! level-triggered, so whatever a budget left behind is reported again.
 //!
-//! A TCP flow is watched for input while the guest can take some, for output while the host socket is full. A full
-//! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
-//! still set and reads at once.
+//! The process of one sandbox has one endpoint, that of a shared network a [`Switch`] before its members: a frame of one goes
+//! to another's TAP within the turn that read it. Nothing is kept for a TAP that takes no more; what it does not take is
+//! dropped and counted, as a switch of any kind does. Per turn only those are looked at that something happened to; when the
+//! next of all is due is known without looking at any ([`Earliest`]).
+//!
+//! Endpoints come and go between events and the next wait, so no event is ever of a predecessor in its slot.
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::{self, Taken};
-use super::command::{Command, DataPlane, FlowPage, Statistics};
-use super::control::{self, Control, DnsAnswer, Supervisor};
-use super::events::{self, FlowTeller};
+use super::command::{AttachError, DataPlane, FIRST, MemberTraffic, Order, Orders};
+use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
+use super::endpoint::{Endpoint, Parts};
+use super::events;
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::observe::Identity;
-use super::sockets::{KeptError, Sockets, TcpSocket, Token};
+use super::sockets::{MAX_SLOTS, Token, What};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
-use crate::host::stream::{self, Connect, Moved};
-use crate::host::{address, echo};
+use crate::host::address;
 use crate::link::pcap::Direction;
 use crate::link::tap::Read;
-use crate::network::config::Proto;
 use crate::stack::arena::Id;
-use crate::stack::flow::GuestPort;
-use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
+use crate::stack::deadline::Earliest;
+use crate::stack::ledger::Traffic;
+use crate::stack::switch::{Members, Switch};
 use crate::stack::verdict::DropReason;
-use crate::stack::{HostError, Limits, Stack};
-use crate::sys::msg;
-use crate::wire::vnet::MAX_FRAME;
+use crate::stack::{Limits, Output};
+use crate::wire::vnet::{MAX_FRAME, VNET_HDR_LEN};
 
 /// Events taken in one wait.
 const EVENTS: usize = 256;
-/// Frames read from the TAP in one turn.
+/// Frames read from one TAP in one turn.
 const FRAME_BUDGET: usize = 64;
-/// Bytes read from the TAP in one turn: half a large ring, so that the guest's window never closes for our batching.
+/// Bytes read from one TAP in one turn: half a large ring, so that the guest's window never closes for our batching.
 const BYTE_BUDGET: usize = 512 * 1024;
-/// Bytes moved from one host socket in one turn.
-const HOST_BUDGET: usize = 512 * 1024;
-/// Datagrams (coalesced ones count once) read from one socket in one turn.
-const DATAGRAM_BUDGET: usize = 64;
-/// Connections accepted from one listener in one turn.
-const ACCEPT_BUDGET: usize = 64;
-/// Free ring space worth waking up for: a quarter of a small ring.
-const ROOM_LOWAT: usize = 16 * 1024;
 /// How often the host's own addresses are asked for, while there is traffic.
 const ADDRESS_AGE: Duration = Duration::from_secs(1);
-/// How long a listener rests when descriptors run out.
-const LISTENER_REST: Duration = Duration::from_millis(100);
 /// Longest wait, so that a clock jump or a forgotten timer heals.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
@@ -72,96 +65,185 @@ pub enum End {
     Exit,
 }
 
-/// The data plane of one endpoint.
+/// The endpoints, by slot.
+#[derive(Default)]
+struct Table {
+    slots: Vec<Option<Box<Endpoint>>>,
+    /// Those that something happened to this turn.
+    touched: Vec<u32>,
+}
+
+impl Table {
+    fn at(&mut self, slot: u32) -> Option<&mut Endpoint> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// The endpoint, noted as one that something happened to.
+    fn touch(&mut self, slot: u32) -> Option<&mut Endpoint> {
+        let endpoint = self.slots.get_mut(slot as usize)?.as_deref_mut()?;
+        if !std::mem::replace(&mut endpoint.touched, true) {
+            self.touched.push(slot);
+        }
+        Some(endpoint)
+    }
+
+    /// The same, if it is that occupant.
+    fn touch_id(&mut self, id: Id) -> Option<&mut Endpoint> {
+        self.at(id.index).filter(|endpoint| endpoint.id == id)?;
+        self.touch(id.index)
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Box<Endpoint>> {
+        self.slots.iter_mut().flatten()
+    }
+}
+
+impl Members for Table {
+    fn to_member(&mut self, member: u16, frame: &[u8]) {
+        let Some(endpoint) = self.at(member.into()) else { return };
+        let taken = endpoint.sockets.to_guest(frame);
+        // Nothing else needs the end of the turn.
+        if !taken || !endpoint.sockets.captures.is_empty() {
+            if !taken {
+                endpoint.sockets.drops.count(DropReason::Link);
+            }
+            self.touch(member.into());
+        }
+    }
+}
+
+/// The data plane.
 pub struct Engine {
-    stack: Stack,
-    sockets: Sockets,
+    epoll: Arc<Epoll>,
+    table: Table,
+    /// On a shared network.
+    switch: Option<Switch>,
+    /// When each endpoint is due.
+    due: Earliest,
     frame: Box<[u8]>,
     datagram: Box<[u8]>,
     answers: mpsc::Receiver<DnsAnswer>,
-    commands: mpsc::Receiver<Command>,
+    orders: mpsc::Receiver<Order>,
     wake: Arc<EventFd>,
     start: Clock,
     addresses_at: Option<Instant>,
-    resting_until: Option<Instant>,
+    addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     tap_gone: bool,
+    turn: u64,
     /// Held open while epoll watches it.
-    _exit: Option<OwnedFd>,
-    /// Drops of every reason when they were last told.
-    drops_told: u64,
-    /// Who hears of flows that begin and end.
-    flows: FlowTeller,
+    #[allow(dead_code, reason = "to be open is what it does")]
+    exit: Option<OwnedFd>,
 }
 
-/// Sets both planes up; nothing of the guest is read yet.
-pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint, tap, pcap, listeners, dns, metrics, api, exit } = attached;
-    let (queries, queries_out) = mpsc::channel(control::QUEUE);
-    let (answers, answers_out) = mpsc::channel(control::QUEUE);
-    let wake =
-        EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(system("make an eventfd"))?;
-    let wake = Arc::new(wake);
-    let (plane, commands) = DataPlane::new(Arc::clone(&wake), listeners.len());
-    for (number, (listener, _)) in listeners.iter().enumerate() {
-        plane.know(number, *listener);
+/// The control plane's ends of a data plane.
+pub struct Ends {
+    /// Questions of guests.
+    pub queries: mpsc::Receiver<DnsQuery>,
+    /// Where endpoints put them.
+    pub ask: mpsc::Sender<DnsQuery>,
+    /// Answers to guests.
+    pub answers: mpsc::Sender<DnsAnswer>,
+    /// Wakes the data plane.
+    pub wake: Arc<EventFd>,
+    /// What it is told to do.
+    pub orders: Orders,
+    /// Its epoll, for endpoints that are made for it.
+    pub epoll: Arc<Epoll>,
+    /// When its time began.
+    pub since: Clock,
+}
+
+impl Engine {
+    /// Without endpoints. `switch`: for a shared network.
+    pub fn new(switch: Option<Switch>) -> Result<(Self, Ends), RuntimeError> {
+        let (ask, queries) = mpsc::channel(control::QUEUE);
+        let (answers, answers_out) = mpsc::channel(control::QUEUE);
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let wake = Arc::new(wake.map_err(system("make an eventfd"))?);
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("set up epoll"))?);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Control.encode());
+        epoll.add(&*wake, event).map_err(system("watch the eventfd"))?;
+        let (orders, orders_out) = Orders::new(Arc::clone(&wake));
+        let since = Clock::now();
+        let engine = Self {
+            epoll: Arc::clone(&epoll),
+            table: Table::default(),
+            switch,
+            due: Earliest::default(),
+            frame: vec![0; MAX_FRAME].into_boxed_slice(),
+            datagram: vec![0; usize::from(u16::MAX) + 1].into_boxed_slice(),
+            answers: answers_out,
+            orders: orders_out,
+            wake: Arc::clone(&wake),
+            start: since,
+            addresses_at: None,
+            addresses: (None, None),
+            tap_gone: false,
+            turn: 0,
+            exit: None,
+        };
+        Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
     }
-    let mut sockets = Sockets::new(&endpoint, tap, listeners, queries).map_err(system("set up epoll"))?;
-    sockets.watch(wake.as_fd(), Token::Control).map_err(system("watch the eventfd"))?;
-    if let Some(exit) = &exit {
+
+    /// Ends when the other side of `exit` closes.
+    fn watch_exit(&mut self, exit: OwnedFd) -> Result<(), RuntimeError> {
         // What says that it is over: the other side's end, which epoll reports unasked.
-        match sockets.epoll.add(exit, EpollEvent::new(EpollFlags::empty(), Token::Exit.encode())) {
+        match self.epoll.add(&exit, EpollEvent::new(EpollFlags::empty(), Token::Exit.encode())) {
             // A regular file has no other side.
             Ok(()) | Err(Errno::EPERM) => {}
             Err(errno) => return Err(system("watch the exit descriptor")(errno)),
         }
+        self.exit = Some(exit);
+        Ok(())
     }
+}
+
+/// Sets both planes up for one endpoint; nothing of the guest is read yet.
+pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
+    let Attached { endpoint: config, tap, pcap, listeners, dns, metrics, api, exit, membership: _ } = attached;
+    let (mut engine, ends) = Engine::new(None)?;
+    let Ends { queries, ask, answers, wake, orders, epoll, since } = ends;
+    if let Some(exit) = exit {
+        engine.watch_exit(exit)?;
+    }
+    let plane = DataPlane::of(orders, FIRST, listeners.len());
+    let api = api.map(|listener| {
+        let guest = Guest::new(&config);
+        (listener, Forwards::new(plane.clone(), guest, MAX_FORWARDS))
+    });
+    let limits = Limits::default();
+    let identity = Identity { since, ..Identity::new(config.clone(), limits) };
+    let (flows, hearer) = events::flow_channel();
+    let captures = first_captures(&plane, pcap);
+    let parts = Parts { id: FIRST, config, tap, captures, flows, queries: ask, shared: None };
+    let mut endpoint = Endpoint::new(parts, limits, seed()?, Instant::ZERO, epoll);
+    for (number, (listener, fd)) in listeners.into_iter().enumerate() {
+        plane.know(number, listener);
+        endpoint.sockets.add_listener(number, listener, fd).map_err(system("set up epoll"))?;
+    }
+    engine.install(Box::new(endpoint)).map_err(|(error, _)| system("set up epoll")(error))?;
+    let observed = Some((identity, hearer));
+    let metrics = metrics.map(Into::into);
+    Ok((engine, Control { supervisor, dns, queries, answers, wake, metrics, api, plane, observed }))
+}
+
+/// The captures that an endpoint begins with: that of the run, where the user asked for one.
+pub fn first_captures(plane: &DataPlane, pcap: Option<OwnedFd>) -> Taken {
     let writers = plane.captures().writers();
-    sockets.captures = Taken::new(writers.clone());
+    let mut captures = Taken::new(writers.clone());
     match pcap.map(|file| capture::of_run(file, writers, capture::RING)) {
-        Some(Ok(capture)) => sockets.captures.add(capture),
+        Some(Ok(capture)) => captures.add(capture),
         Some(Err(error)) => tracing::warn!("cannot start the capture: {}", crate::telemetry::chain(&error)),
         None => {}
     }
-    let api = api.map(|listener| {
-        let guest = Guest::new(&endpoint);
-        (listener, Forwards::new(plane.clone(), guest, MAX_FORWARDS))
-    });
+    captures
+}
+
+/// Something that no guest can guess.
+pub fn seed() -> Result<u64, RuntimeError> {
     let mut seed = [0u8; 8];
     crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
-    let limits = Limits::default();
-    let identity = Identity::new(endpoint.clone(), limits);
-    let (flows, hearer) = events::flow_channel();
-    let stack = Stack::new(endpoint, limits, u64::from_ne_bytes(seed), Instant::ZERO);
-    let engine = Engine {
-        stack,
-        sockets,
-        frame: vec![0; MAX_FRAME].into_boxed_slice(),
-        datagram: vec![0; usize::from(u16::MAX) + 1].into_boxed_slice(),
-        answers: answers_out,
-        commands,
-        wake: Arc::clone(&wake),
-        start: identity.since,
-        addresses_at: None,
-        resting_until: None,
-        tap_gone: false,
-        _exit: exit,
-        drops_told: 0,
-        flows,
-    };
-    Ok((
-        engine,
-        Control {
-            supervisor,
-            dns,
-            queries: queries_out,
-            answers,
-            wake,
-            metrics: metrics.map(Into::into),
-            api,
-            plane,
-            observed: Some((identity, hearer)),
-        },
-    ))
+    Ok(u64::from_ne_bytes(seed))
 }
 
 impl Engine {
@@ -169,49 +251,63 @@ impl Engine {
         Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Runs until the TAP or the exit descriptor ends, or epoll itself fails. Captures are whole when it returns.
+    /// Runs until the only TAP or the exit descriptor ends, or epoll itself fails. Captures are whole when it returns.
     pub fn run(mut self) -> Result<End, RuntimeError> {
         let end = self.turns();
-        self.sockets.captures.finish(capture::DRAIN);
+        for endpoint in self.table.all() {
+            endpoint.sockets.captures.finish(capture::DRAIN);
+        }
         end
     }
 
     fn turns(&mut self) -> Result<End, RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
-        // A frame that comes alone is served alone: its bytes leave before we look for another one that seldom is there.
-        let mut tap_was_ready = false;
+        let mut taps = Vec::with_capacity(EVENTS);
         loop {
             let timeout = self.timeout();
-            let ready = match self.sockets.epoll.wait(&mut events, timeout) {
+            let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(system("wait for events")(errno)),
             };
             let now = self.now();
+            self.turn = self.turn.wrapping_add(1);
             self.refresh(now);
-            let mut tap = false;
+            let mut control = false;
             for event in &events[..ready] {
                 match Token::decode(event.data()) {
-                    Some(Token::Tap) => tap = true,
-                    Some(Token::Tcp(flow)) => self.tcp_ready(flow, event.events(), now),
-                    Some(Token::Udp(id)) => self.udp_ready(id, event.events(), now),
-                    Some(Token::Ping(id)) => self.ping_ready(id, event.events()),
-                    Some(Token::Listener(number)) => self.listener_ready(number, event.events(), now),
-                    Some(Token::Control) => self.control_ready(now),
+                    Some(Token::Endpoint(slot, What::Tap)) => taps.push(slot),
+                    Some(Token::Endpoint(slot, what)) => {
+                        if let Some(endpoint) = self.table.touch(slot) {
+                            endpoint.handle_event(what, event.events(), now, &mut self.datagram);
+                        }
+                    }
+                    Some(Token::Control) => control = true,
                     Some(Token::Exit) => return Ok(End::Exit),
                     None => {}
                 }
             }
-            let frames = if std::mem::replace(&mut tap_was_ready, tap) { FRAME_BUDGET } else { 1 };
-            if tap {
-                self.read_tap(frames, now)?;
-                if self.tap_gone {
-                    tracing::info!("the TAP is gone: leaving");
-                    return Ok(End::TapGone);
+            for slot in taps.drain(..) {
+                self.read_tap(slot, now)?;
+            }
+            if self.tap_gone {
+                tracing::info!("the TAP is gone: leaving");
+                return Ok(End::TapGone);
+            }
+            while let Some(slot) = self.due.due(now) {
+                // Not due again before it has settled.
+                self.due.set(slot, None);
+                if let Some(endpoint) = self.table.touch(slot as u32) {
+                    endpoint.handle_timeout(now);
                 }
             }
-            if self.stack.next_timeout().is_some_and(|at| at <= now) {
-                self.stack.handle_timeout(now, &mut self.sockets);
+            if let Some(switch) = &mut self.switch
+                && switch.next_timeout().is_some_and(|at| at <= now)
+            {
+                switch.handle_timeout(now, &mut self.table);
+            }
+            if control {
+                self.control_ready(now);
             }
             self.settle(now);
         }
@@ -220,7 +316,7 @@ impl Engine {
     fn timeout(&self) -> EpollTimeout {
         let now = self.now();
         let mut wait = LONGEST_WAIT;
-        for at in [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due()].into_iter().flatten() {
+        for at in [self.due.next(), self.switch.as_ref().and_then(Switch::next_timeout)].into_iter().flatten() {
             let left = if at > now { Duration::from_micros((at - now).total_micros()) } else { Duration::ZERO };
             wait = wait.min(left);
         }
@@ -232,487 +328,202 @@ impl Engine {
     fn refresh(&mut self, now: Instant) {
         if self.addresses_at.is_none_or(|at| now >= at + ADDRESS_AGE.into()) {
             self.addresses_at = Some(now);
-            self.tell_drops();
-            self.stack.set_host_addresses(address::default_v4(), address::default_v6());
-        }
-        if self.resting_until.is_some_and(|at| at <= now) {
-            self.resting_until = None;
-            self.sockets.resume_listeners();
+            self.addresses = (address::default_v4(), address::default_v6());
+            for endpoint in self.table.all() {
+                endpoint.refresh(self.addresses);
+            }
         }
     }
 
-    /// With `-v`: what has been dropped so far, by reason, whenever that has changed.
-    fn tell_drops(&mut self) {
-        if !tracing::enabled!(tracing::Level::INFO) {
-            return;
+    fn read_tap(&mut self, slot: u32, now: Instant) -> Result<(), RuntimeError> {
+        // Out of the table while the switch hands its frames to the others.
+        if self.table.touch(slot).is_none() {
+            return Ok(());
         }
-        let total = self.stack.drops().iter().map(|(_, n)| n).sum();
-        if std::mem::replace(&mut self.drops_told, total) != total {
-            let text: Vec<String> =
-                self.stack.drops().iter().map(|(reason, n)| format!("{} {n}", reason.name())).collect();
-            tracing::info!("dropped so far: {}", text.join(", "));
-        }
+        let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
+        let result = self.read_frames(&mut endpoint, now);
+        self.table.slots[slot as usize] = Some(endpoint);
+        result
     }
 
-    fn read_tap(&mut self, frames: usize, now: Instant) -> Result<(), RuntimeError> {
+    fn read_frames(&mut self, endpoint: &mut Endpoint, now: Instant) -> Result<(), RuntimeError> {
+        let before = std::mem::replace(&mut endpoint.tap_turn, self.turn);
+        let frames = if before == self.turn.wrapping_sub(1) { FRAME_BUDGET } else { 1 };
         let mut bytes = 0;
         for _ in 0..frames {
-            match self.sockets.tap.read(&mut self.frame) {
-                Ok(Read::Frame(len)) => {
-                    bytes += len;
-                    let frame = &mut self.frame[..len];
-                    if !self.sockets.captures.is_empty() {
-                        self.sockets.captures.take(Direction::FromGuest, frame);
-                    }
-                    self.stack.handle_from_guest(now, frame, &mut self.sockets);
-                    if !self.sockets.errors.is_empty() {
-                        self.tell_errors();
-                    }
-                    if bytes >= BYTE_BUDGET {
-                        return Ok(());
-                    }
-                }
+            let len = match endpoint.sockets.tap.read(&mut self.frame) {
+                Ok(Read::Frame(len)) => len,
                 Ok(Read::Empty) => return Ok(()),
                 Ok(Read::Gone) => {
-                    self.tap_gone = true;
+                    self.bury(endpoint);
+                    return Ok(());
+                }
+                Err(error) if self.switch.is_some() => {
+                    tracing::error!("cannot read from the TAP of {}: {error}", endpoint.stack.config().id);
+                    self.bury(endpoint);
                     return Ok(());
                 }
                 Err(error) => return Err(system("read from the TAP")(error)),
+            };
+            bytes += len;
+            let frame = &mut self.frame[..len];
+            endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
+            if !endpoint.sockets.captures.is_empty() {
+                endpoint.sockets.captures.take(Direction::FromGuest, frame);
+            }
+            let Endpoint { id, stack, sockets, .. } = &mut *endpoint;
+            match &mut self.switch {
+                None => stack.handle_from_guest(now, frame, sockets),
+                Some(switch) => {
+                    let member = id.index as u16;
+                    switch.handle_from_guest(now, member, frame, (stack, sockets), &mut self.table);
+                }
+            }
+            if !endpoint.sockets.errors.is_empty() {
+                endpoint.tell_errors();
+            }
+            if bytes >= BYTE_BUDGET {
+                return Ok(());
             }
         }
         Ok(())
     }
 
+    /// An endpoint without a TAP: the end of a process that has no other.
+    fn bury(&mut self, endpoint: &mut Endpoint) {
+        if let Some(switch) = &mut self.switch {
+            switch.detach(endpoint.id.index as u16);
+            endpoint.bury();
+        } else {
+            self.tap_gone = true;
+        }
+    }
+
     /// Does everything that the events of this turn led to.
     fn settle(&mut self, now: Instant) {
-        self.sockets.flush();
-        loop {
-            let mut idle = true;
-            while let Some(work) = self.stack.poll_tcp_work() {
-                idle = false;
-                self.do_work(work, now);
-            }
-            while let Some(flow) = self.stack.poll_dirty() {
-                idle = false;
-                self.serve(flow, now);
-            }
-            if idle {
-                break;
-            }
-        }
-        while let Some(id) = self.stack.poll_udp_closed() {
-            self.sockets.close_udp(id);
-        }
-        while let Some(id) = self.stack.poll_ping_closed() {
-            self.sockets.close_ping(id);
-        }
-        if !self.sockets.errors.is_empty() {
-            self.tell_errors();
-        }
-        self.sockets.captures.settle(now);
-        while let Some(event) = self.stack.poll_flow_event() {
-            self.flows.tell(now, event);
-        }
-        let lost = self.stack.take_lost_flow_events();
-        if lost > 0 {
-            self.flows.lose(lost);
-        }
-        let drops = std::mem::take(&mut self.sockets.drops);
-        for (reason, n) in drops.iter() {
-            for _ in 0..n {
-                self.stack.count_drop(reason);
-            }
-        }
-    }
-
-    fn tell_errors(&mut self) {
-        let mut errors = std::mem::take(&mut self.sockets.errors);
-        for error in errors.drain(..) {
-            let KeptError { id, echo, kind, target, offender, ref data, len } = error;
-            let host_error = HostError { kind, target, offender, payload: &data[..len] };
-            match echo {
-                Some(seq) => self.stack.handle_ping_error(id, seq, &host_error, &mut self.sockets),
-                None => self.stack.handle_udp_error(id, &host_error, &mut self.sockets),
-            }
-        }
-        self.sockets.errors = errors;
-    }
-
-    // ---- TCP ----
-
-    fn do_work(&mut self, work: TcpWork, now: Instant) {
-        match work {
-            TcpWork::Connect { flow, target } => self.connect(flow, target, now),
-            TcpWork::Keepalive { flow } => {
-                if let Some(socket) = self.sockets.tcp.get_mut(flow) {
-                    stream::keep_alive(socket.fd.as_fd());
-                }
-            }
-            TcpWork::Close { flow, in_order } => {
-                if let Some(socket) = self.sockets.tcp.take(flow)
-                    && in_order
-                {
-                    stream::allow_orderly_close(socket.fd.as_fd());
-                }
-                // The descriptor is free again: listeners that rest may try.
-                if self.resting_until.is_some() {
-                    self.resting_until = Some(now);
-                }
-            }
-        }
-    }
-
-    fn connect(&mut self, flow: Id, target: TcpTarget, now: Instant) {
-        let started = match target {
-            TcpTarget::Outside(to) => stream::start(to, self.sockets.outbound(to.is_ipv6())),
-            // Where this stands in for slirp4netns, the user's source address serves here too, as with that program.
-            TcpTarget::Host(to) => {
-                let slirp = self.stack.config().slirp.is_some();
-                stream::start(to, self.sockets.outbound(to.is_ipv6()).filter(|_| slirp))
-            }
-            TcpTarget::Dns => match self.sockets.open_dns_stream() {
-                Ok(fd) => Connect::Done(fd),
-                Err(_) => Connect::Failed(ConnectFailure::Refused),
-            },
-        };
-        match started {
-            Connect::Pending(fd) => self.add_socket(flow, fd, true),
-            Connect::Done(fd) => {
-                self.add_socket(flow, fd, false);
-                self.stack.handle_tcp_connected(flow, now);
-            }
-            Connect::Failed(failure) => {
-                self.stack.handle_tcp_connect_failed(flow, failure, now, &mut self.sockets);
-            }
-            Connect::NoSocket(errno) => {
-                self.sockets.warn_socket("TCP", &io::Error::from(errno));
-                self.sockets.drops.count(DropReason::HostSocket);
-                // Silence: the guest repeats its SYN, and by then a descriptor may be free.
-                self.stack.handle_tcp_connect_failed(flow, ConnectFailure::Silent, now, &mut self.sockets);
-            }
-        }
-    }
-
-    fn add_socket(&mut self, flow: Id, fd: OwnedFd, connecting: bool) {
-        let socket = TcpSocket {
-            fd,
-            connecting,
-            readable: false,
-            writable: !connecting,
-            shut: false,
-            eof: false,
-            hung: false,
-            interest: None,
-        };
-        self.sockets.tcp.put(flow, socket);
-        let wanted = if connecting { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
-        self.sockets.set_tcp_interest(flow, Some(wanted));
-    }
-
-    fn tcp_ready(&mut self, flow: Id, flags: EpollFlags, now: Instant) {
-        let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
-        if socket.connecting {
-            match stream::connect_result(socket.fd.as_fd()) {
-                Ok(()) => {
-                    socket.connecting = false;
-                    socket.writable = true;
-                    self.sockets.set_tcp_interest(flow, Some(EpollFlags::EPOLLIN));
-                    self.stack.handle_tcp_connected(flow, now);
-                }
-                Err(failure) => {
-                    self.stack.handle_tcp_connect_failed(flow, failure, now, &mut self.sockets);
-                }
-            }
-            return;
-        }
-        if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-            // Read whatever is left; the error comes behind it. Where nothing more is read, the flow is broken.
-            if socket.eof {
-                self.stack.handle_host_reset(flow);
-            }
-            socket.hung = true;
-            socket.readable = true;
-            socket.writable = true;
-        }
-        if flags.contains(EpollFlags::EPOLLIN) {
-            socket.readable = true;
-        }
-        if flags.contains(EpollFlags::EPOLLOUT) {
-            socket.writable = true;
-        }
-        self.serve(flow, now);
-    }
-
-    /// Moves the bytes of one flow both ways, then lets the stack send.
-    fn serve(&mut self, flow: Id, now: Instant) {
-        let Self { stack, sockets, .. } = self;
-        let Some(socket) = sockets.tcp.get_mut(flow) else {
-            stack.finish_tcp(flow, now, sockets);
-            return;
-        };
-        if socket.connecting {
-            return;
-        }
-        let fd = socket.fd.as_fd();
-        let mut ready = stack.tcp_readiness(flow);
-        let mut broken = false;
-        while ready.from_guest > 0 && socket.writable && !broken {
-            let mut offered = 0;
-            let taken = stack.lend_from_guest(flow, |bytes| {
-                offered = bytes.len();
-                match stream::send_bytes(fd, bytes) {
-                    Moved::Bytes(n) => n,
-                    Moved::Blocked => 0,
-                    Moved::Broken => {
-                        broken = true;
-                        0
-                    }
-                }
-            });
-            if taken < offered {
-                socket.writable = false;
-            }
-            ready.from_guest -= taken;
-            if taken == 0 {
-                break;
-            }
-        }
-        if !broken && !socket.shut {
-            // The ring may just have been drained behind the guest's FIN.
-            ready = stack.tcp_readiness(flow);
-            if ready.shut_host {
-                socket.shut = true;
-                stream::finish_sending(fd);
-                stack.handle_host_shut(flow);
-            }
-        }
-        // Nobody calls again for one that hung up, unless the guest makes room.
-        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET };
-        while !broken && socket.readable && !socket.eof && ready.to_guest_room > 0 && budget > 0 {
-            let mut room_len = 0;
-            let mut ended = false;
-            let filled = stack.lend_to_guest(flow, |room| {
-                room_len = room.len().min(budget);
-                match stream::recv_bytes(fd, &mut room[..room_len]) {
-                    Moved::Bytes(0) if room_len > 0 => {
-                        ended = true;
-                        0
-                    }
-                    Moved::Bytes(n) => n,
-                    Moved::Blocked => 0,
-                    Moved::Broken => {
-                        broken = true;
-                        0
-                    }
-                }
-            });
-            budget -= filled;
-            ready.to_guest_room -= filled;
-            if ended {
-                socket.eof = true;
-                stack.handle_host_eof(flow);
-            }
-            if filled < room_len && !ended && !broken {
-                if filled > 0 && socket.hung {
-                    // It hung up: epoll is not asked again, and the end of file comes next.
-                    continue;
-                }
-                // A short read has emptied the socket; level-triggered epoll tells of more.
-                socket.readable = false;
-                socket.hung = false;
-            }
-        }
-        if broken {
-            stack.handle_host_reset(flow);
-        }
-        stack.finish_tcp(flow, now, sockets);
-        self.watch(flow);
-    }
-
-    /// Brings epoll in line with what the flow waits for now.
-    fn watch(&mut self, flow: Id) {
-        let ready = self.stack.tcp_readiness(flow);
-        let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
-        let mut wanted = EpollFlags::empty();
-        // Input that is known to wait is read when the guest makes room; watching it would only spin.
-        if !socket.eof && ready.wants_host_data && (ready.to_guest_room >= ROOM_LOWAT || !socket.readable) {
-            wanted |= EpollFlags::EPOLLIN;
-        }
-        if ready.from_guest > 0 && !socket.writable {
-            wanted |= EpollFlags::EPOLLOUT;
-        }
-        // Both directions ended: EPOLLHUP would be reported without end. What is left is read as the guest makes room.
-        let over = socket.hung || (socket.eof && socket.shut);
-        self.sockets.set_tcp_interest(flow, (!over).then_some(wanted));
-    }
-
-    fn listener_ready(&mut self, number: usize, flags: EpollFlags, now: Instant) {
-        let Some(port) = self.sockets.listeners.get(&number) else { return };
-        let spec = port.spec;
-        if spec.proto == Proto::Udp {
-            self.published_datagrams(number, flags, now);
-            return;
-        }
-        for _ in 0..ACCEPT_BUDGET {
-            let Some(port) = self.sockets.listeners.get(&number) else { return };
-            let guest = GuestPort { addr: spec.guest_addr, port: spec.guest_port };
-            match stream::accept(port.fd.as_fd()) {
-                Ok((fd, client)) => match self.stack.handle_tcp_accepted(now, (number, guest), canonical(client)) {
-                    Ok(flow) => self.add_socket(flow, fd, false),
-                    // Dropped here, the socket resets the client (SO_LINGER).
-                    Err(reason) => self.stack.count_drop(reason),
-                },
-                Err(error) => {
-                    match error.raw_os_error() {
-                        Some(libc::EAGAIN) => {}
-                        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
-                            self.sockets.warn_socket("TCP", &error);
-                            self.sockets.pause_listener(number);
-                            self.resting_until = Some(now + LISTENER_REST.into());
-                        }
-                        // The client was gone before it was accepted; others wait.
-                        _ => continue,
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    // ---- datagrams ----
-
-    fn udp_ready(&mut self, id: Id, flags: EpollFlags, now: Instant) {
-        if flags.contains(EpollFlags::EPOLLERR) {
-            self.sockets.drain_udp_errors(id);
-        }
-        for _ in 0..DATAGRAM_BUDGET {
-            let Some(fd) = self.sockets.udp_fd(id) else { return };
-            match msg::recv(fd, &mut self.datagram) {
-                Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
-                Ok(got) => {
-                    let payload = &self.datagram[..got.len];
-                    self.stack.handle_udp_from_host(now, id, got.from, payload, got.segment, &mut self.sockets);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // An ICMP error of an earlier send: its details are in the queue.
-                Err(_) => self.sockets.drain_udp_errors(id),
-            }
-        }
-    }
-
-    fn published_datagrams(&mut self, number: usize, flags: EpollFlags, now: Instant) {
-        if flags.contains(EpollFlags::EPOLLERR) {
-            self.sockets.drain_listener_errors(number);
-        }
-        for _ in 0..DATAGRAM_BUDGET {
-            let Some(port) = self.sockets.listeners.get(&number) else { return };
-            let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
-            let bound = port.spec.host_addr;
-            match msg::recv(port.fd.as_fd(), &mut self.datagram) {
-                Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
-                Ok(got) => {
-                    // A link-local client's scope stays: the answer needs it.
-                    let ends = (got.from, got.local.unwrap_or(bound));
-                    let payload = &self.datagram[..got.len];
-                    let out = &mut self.sockets;
-                    self.stack.handle_udp_published(now, (number, guest), ends, payload, got.segment, out);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.sockets.drain_listener_errors(number),
-            }
-        }
-    }
-
-    fn ping_ready(&mut self, id: Id, flags: EpollFlags) {
-        if flags.contains(EpollFlags::EPOLLERR) {
-            self.sockets.drain_ping_errors(id);
-        }
-        for _ in 0..DATAGRAM_BUDGET {
-            let Some((fd, v6)) = self.sockets.ping_fd(id) else { return };
-            match msg::recv(fd, &mut self.datagram) {
-                Ok(got) => {
-                    let message = &self.datagram[..got.len];
-                    if let Some(seq) = echo::read_reply(message, v6) {
-                        let meta = (seq, got.ttl.unwrap_or(64));
-                        let payload = &message[echo::ECHO_HDR_LEN..];
-                        self.stack.handle_ping_from_host(id, got.from.ip(), meta, payload, &mut self.sockets);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => self.sockets.drain_ping_errors(id),
-            }
+        while let Some(slot) = self.table.touched.pop() {
+            let Some(endpoint) = self.table.at(slot) else { continue };
+            endpoint.touched = false;
+            endpoint.settle(now);
+            let due = endpoint.next_due();
+            self.due.set(slot as usize, due);
         }
     }
 
     fn control_ready(&mut self, now: Instant) {
         let _ = self.wake.read();
-        self.sockets.captures.heed_end();
-        while let Ok(DnsAnswer { guest, server, answer }) = self.answers.try_recv() {
-            self.stack.handle_dns_answer(guest, server, &answer, &mut self.sockets);
+        if self.switch.is_none()
+            && let Some(endpoint) = self.table.at(FIRST.index)
+        {
+            // Members of a shared network are gone before their process is.
+            endpoint.sockets.captures.heed_end();
         }
-        while let Ok(command) = self.commands.try_recv() {
-            self.obey(command, now);
+        while let Ok(answer) = self.answers.try_recv() {
+            if let Some(endpoint) = self.table.touch_id(answer.endpoint) {
+                endpoint.handle_dns_answer(&answer);
+            }
+        }
+        while let Ok(order) = self.orders.try_recv() {
+            self.obey(order, now);
         }
     }
-}
 
-impl Engine {
     /// Does what the control plane asks. Who asked may have stopped waiting; it is done all the same.
-    fn obey(&mut self, command: Command, now: Instant) {
-        match command {
-            Command::Listen { number, listener, fd, done } => {
-                let _ = done.send(self.sockets.add_listener(number, listener, fd));
+    fn obey(&mut self, order: Order, now: Instant) {
+        match order {
+            Order::Endpoint(id, command) => {
+                if let Some(endpoint) = self.table.touch_id(id) {
+                    endpoint.obey(command, now, &mut self.datagram);
+                }
             }
-            Command::ListenAll { first, ports, done } => {
-                let all = ports.into_iter().enumerate();
-                let result = all.map(|(at, (listener, fd))| self.sockets.add_listener(first + at, listener, fd));
-                let _ = done.send(result.collect());
+            Order::Attach { endpoint, done } => {
+                let _ = done.send(self.attach(endpoint));
             }
-            Command::Unlisten { number, done } => {
-                // What has come before is served: connections that clients hold for established, the guest's answers.
-                self.listener_ready(number, EpollFlags::EPOLLIN, now);
-                self.sockets.flush();
-                let port = self.sockets.listeners.remove(&number);
-                let known = port.is_some();
-                self.stack.handle_listener_gone(number);
-                drop(port);
-                let _ = done.send(known);
+            Order::Detach { id, done } => {
+                let _ = done.send(self.detach(id));
             }
-            Command::Flows { after, limit, filter, mut page, done } => {
-                let next = self.stack.flows_page(after, limit, &filter, &mut page);
-                let total = self.stack.numbers().live.iter().sum();
-                let _ = done.send(FlowPage { flows: page, next, total, now });
-            }
-            Command::KillFlow { id, done } => {
-                let _ = done.send(self.stack.kill_flow(id, now, &mut self.sockets));
-            }
-            Command::Stats { done } => {
-                let numbers = self.stack.numbers();
-                let drops = self.stack.drops().clone();
-                let ports = self.stack.port_totals().copied().collect();
-                let _ = done.send(Box::new(Statistics { numbers, drops, ports }));
-            }
-            Command::Events { on, done } => {
-                self.stack.listen_to_flows(on);
-                let _ = done.send(());
-            }
-            Command::StartCapture { capture, done } => {
-                self.sockets.captures.add(*capture);
-                let _ = done.send(());
-            }
-            Command::StopCapture { id, done } => {
-                let _ = done.send(self.sockets.captures.remove(id));
+            Order::Survey { done } => {
+                let of = |endpoint: &mut Box<Endpoint>| MemberTraffic {
+                    id: endpoint.id,
+                    crossed: endpoint.sockets.crossed,
+                    drops: endpoint.stack.drops().clone(),
+                    flows: endpoint.stack.numbers().live.iter().sum(),
+                };
+                let memberships = self.switch.as_ref().map_or(0, Switch::group_memberships);
+                let _ = done.send((self.table.all().map(of).collect(), memberships));
             }
         }
     }
+
+    fn attach(&mut self, mut endpoint: Box<Endpoint>) -> Result<(), (AttachError, Box<Endpoint>)> {
+        if let Some(switch) = &mut self.switch {
+            let membership = endpoint.membership.take().unwrap_or_default();
+            let member = endpoint.id.index as u16;
+            // Its own queries reach it with the first turn: they are in the TAP before it is in the table.
+            let config = endpoint.stack.config().clone();
+            let mut newcomer = Newcomer { table: &mut self.table, endpoint: &mut endpoint };
+            if let Err(refusal) = switch.attach(member, &config, membership, &mut newcomer) {
+                return Err((refusal.into(), endpoint));
+            }
+        }
+        let id = endpoint.id;
+        self.install(endpoint).map_err(|(error, endpoint)| {
+            if let Some(switch) = &mut self.switch {
+                switch.detach(id.index as u16);
+            }
+            (AttachError::Watch(error), endpoint)
+        })
+    }
+
+    /// Puts an endpoint into its slot and watches its TAP.
+    fn install(&mut self, mut endpoint: Box<Endpoint>) -> Result<(), (io::Error, Box<Endpoint>)> {
+        let slot = endpoint.id.index as usize;
+        if slot >= MAX_SLOTS || self.table.slots.get(slot).is_some_and(Option::is_some) {
+            return Err((io::Error::from(io::ErrorKind::AlreadyExists), endpoint));
+        }
+        if let Err(error) = endpoint.sockets.register() {
+            return Err((error, endpoint));
+        }
+        if self.table.slots.len() <= slot {
+            self.table.slots.resize_with(slot + 1, || None);
+            let room = self.table.slots.len().saturating_sub(self.table.touched.len());
+            self.table.touched.reserve(room);
+        }
+        endpoint.refresh(self.addresses);
+        self.due.set(slot, endpoint.next_due());
+        self.table.slots[slot] = Some(endpoint);
+        Ok(())
+    }
+
+    fn detach(&mut self, id: Id) -> Option<Box<Endpoint>> {
+        self.table.at(id.index).filter(|endpoint| endpoint.id == id)?;
+        if let Some(switch) = &mut self.switch {
+            switch.detach(id.index as u16);
+        }
+        let mut endpoint = self.table.slots[id.index as usize].take()?;
+        self.due.set(id.index as usize, None);
+        endpoint.bury();
+        Some(endpoint)
+    }
 }
 
-/// A client of an IPv6 socket without its scope, which means nothing to the guest.
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip(), addr.port())
+/// The table with one who is not in it yet.
+struct Newcomer<'a> {
+    table: &'a mut Table,
+    endpoint: &'a mut Box<Endpoint>,
+}
+
+impl Members for Newcomer<'_> {
+    fn to_member(&mut self, member: u16, frame: &[u8]) {
+        if u32::from(member) == self.endpoint.id.index {
+            self.endpoint.sockets.to_guest(frame);
+        } else {
+            self.table.to_member(member, frame);
+        }
+    }
 }
 
 /// Tells the monitor that frames flow.
 pub fn tell_ready(conn: &OwnedFd) -> Result<(), RuntimeError> {
-    Ok(attach::send(conn.as_fd(), &FromNetwork::Ready, &[])?)
+    Ok(attach::send(conn, &FromNetwork::Ready, &[])?)
 }

@@ -144,6 +144,11 @@ impl Hub {
         Ok(Subscription { queue, lost, hub: self.clone() })
     }
 
+    /// There will be no more events: whoever is subscribed is let go of.
+    pub fn close(&self) {
+        self.with(Vec::clear);
+    }
+
     /// Whether anybody wants any of these.
     pub fn wants(&self, kinds: &[EventKind]) -> bool {
         self.with(|all| all.iter().any(|subscriber| kinds.iter().any(|kind| subscriber.kinds.contains(kind))))

@@ -6,19 +6,25 @@
 //! channels and an eventfd; what does not fit is dropped and counted, so nothing there can stall a packet.
 //! Each capture has a thread more, which only writes ([`capture`]).
 //!
+//! What the data plane has of one sandbox is an [`endpoint`]; the process of a shared network ([`network`]) has one for each
+//! member.
+//!
 //! With a monitor ([`network_process`]) the process is told everything over the attach connection (`api::attach`), holds
 //! only descriptors, and leaves when the connection closes: that is its lease. In slirp4netns mode ([`standalone`]) it is
 //! set up by its own command line and ends with its exit descriptor or its TAP.
 
 pub mod answers;
 pub mod api;
+pub mod arrival;
 pub mod capture;
 pub mod command;
 pub mod control;
+pub mod endpoint;
 pub mod engine;
 pub mod events;
 pub mod forwards;
 mod metrics_http;
+pub mod network;
 pub mod observe;
 pub mod output;
 pub mod own_names;
@@ -31,7 +37,8 @@ use std::process::ExitCode;
 
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::confine;
-use crate::network::config::{EndpointConfig, Listener};
+use crate::network::config::{EndpointConfig, Listener, Membership};
+use arrival::{Arrival, Heard};
 use control::{Control, HostDns, Supervisor};
 use engine::End;
 
@@ -54,6 +61,8 @@ pub struct Attached {
     pub api: Option<std::os::unix::net::UnixListener>,
     /// Whose other side, when it closes, ends the process.
     pub exit: Option<OwnedFd>,
+    /// How the endpoint is a member, where the network is shared.
+    pub membership: Membership,
 }
 
 /// Why an attach failed.
@@ -137,6 +146,14 @@ pub fn standalone(
 
 /// Starts the control thread; it calls `ended` last.
 fn start_control(control: Control, ended: fn()) -> Result<(), RuntimeError> {
+    start_control_with(move |runtime| control.run(runtime), ended)
+}
+
+/// The same for whatever runs there.
+fn start_control_with(
+    run: impl FnOnce(&tokio::runtime::Runtime) + Send + 'static,
+    ended: fn(),
+) -> Result<(), RuntimeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -146,7 +163,7 @@ fn start_control(control: Control, ended: fn()) -> Result<(), RuntimeError> {
         .name("control".into())
         .stack_size(CONTROL_STACK)
         .spawn(move || {
-            control.run(&runtime);
+            run(&runtime);
             ended();
         })
         .map_err(system("start the control thread"))?;
@@ -158,62 +175,18 @@ const CONTROL_STACK: usize = 256 * 1024;
 
 fn set_nonblocking(fd: &OwnedFd) -> Result<(), RuntimeError> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-        .map(|_| ())
-        .map_err(system("make the attach connection non-blocking"))
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(|_| ()).map_err(system("make a connection non-blocking"))
 }
 
 /// Listens to the monitor until it says `Start`.
 fn receive(conn: &OwnedFd) -> Result<Attached, RuntimeError> {
-    let mut attached: Option<Attached> = None;
-    let mut converses = false;
+    let mut arrival = Arrival::default();
     loop {
         let (message, fds) = attach::recv::<ToNetwork>(conn.as_fd())?;
-        match (message, &mut attached) {
-            (ToNetwork::Attach { version, endpoint, pcap }, None) => {
-                if version > attach::VERSION {
-                    return Err(RuntimeError::Protocol("the monitor is newer than this network process"));
-                }
-                converses = version >= attach::CONVERSES;
-                let mut fds = fds.into_iter();
-                let tap = fds.next().ok_or(RuntimeError::Protocol("no TAP came with the endpoint"))?;
-                let pcap = if pcap {
-                    Some(fds.next().ok_or(RuntimeError::Protocol("no capture file came with the endpoint"))?)
-                } else {
-                    None
-                };
-                attached = Some(Attached {
-                    endpoint: *endpoint,
-                    tap,
-                    pcap,
-                    listeners: Vec::new(),
-                    dns: control::Names::default(),
-                    metrics: None,
-                    api: None,
-                    exit: None,
-                });
-            }
-            (ToNetwork::Metrics, Some(attached)) => {
-                let fd = fds.into_iter().next();
-                attached.metrics = Some(fd.ok_or(RuntimeError::Protocol("no socket came with the metrics"))?);
-            }
-            (ToNetwork::Listen { listeners }, Some(attached)) => {
-                if listeners.len() != fds.len() {
-                    return Err(RuntimeError::Protocol("listeners and descriptors differ in number"));
-                }
-                attached.listeners.extend(listeners.into_iter().zip(fds));
-                if converses {
-                    attach::send(conn.as_fd(), &FromNetwork::Listened { error: None }, &[])?;
-                }
-            }
-            (ToNetwork::HostDns { servers, zones }, Some(attached)) => {
-                (attached.dns.servers, attached.dns.zones) = (servers, zones);
-            }
-            (ToNetwork::Zone { records, more }, Some(attached)) => attached.dns.take_part(records, more),
-            (ToNetwork::Start, Some(_)) => {
-                return attached.ok_or(RuntimeError::Protocol("started without an endpoint"));
-            }
-            _ => return Err(RuntimeError::Protocol("message out of order")),
+        match arrival.heed(message, fds)? {
+            Heard::Noted => {}
+            Heard::Listened => attach::send(conn.as_fd(), &FromNetwork::Listened { error: None }, &[])?,
+            Heard::Start(attached) => return Ok(*attached),
         }
     }
 }

@@ -12,16 +12,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::control::DnsQuery;
-use super::sockets::{ERROR_DATA, KeptError, MAX_ERRORS, Sockets, Token, errno};
+use super::sockets::{ERROR_DATA, KeptError, MAX_ERRORS, Sockets, What, errno};
 use crate::host::datagram::Datagram;
 use crate::host::echo::{self, ECHO_HDR_LEN, Echo};
 use crate::link::pcap::Direction;
 use crate::stack::arena::Id;
+use crate::stack::ledger::Traffic;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::{DropCounters, DropReason};
 use crate::stack::{Output, PingToHost, UdpToHost};
 use crate::sys::msg::{self, ErrorReport, Send};
 use crate::wire::icmp_error::{self, IcmpError};
+use crate::wire::vnet::VNET_HDR_LEN;
 
 /// Largest UDP payload that IPv4 carries.
 const MAX_PAYLOAD: usize = 65_507;
@@ -157,7 +159,7 @@ impl Sockets {
         let v6 = target.is_ipv6();
         match Datagram::new(v6, self.outbound(v6)) {
             Ok(socket) => {
-                let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Udp(id).encode());
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Udp(id)).encode());
                 if self.epoll.add(&socket, event).is_ok() {
                     self.udp.put(id, socket);
                 }
@@ -257,7 +259,11 @@ impl Output for Sockets {
         if !self.captures.is_empty() {
             self.captures.take(Direction::ToGuest, frame);
         }
-        self.tap.write(frame)
+        let taken = self.tap.write(frame);
+        if taken {
+            self.crossed.add(&Traffic::to_guest(1, frame.len() - VNET_HDR_LEN));
+        }
+        taken
     }
 
     fn udp_to_host(&mut self, send: &UdpToHost<'_>) {
@@ -306,7 +312,7 @@ impl Output for Sockets {
         if self.ping.get_mut(send.id).is_none() {
             match Echo::new(v6, self.outbound(v6)) {
                 Ok(socket) => {
-                    let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Ping(send.id).encode());
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Ping(send.id)).encode());
                     if self.epoll.add(&socket, event).is_ok() {
                         self.ping.put(send.id, socket);
                     }
@@ -383,7 +389,11 @@ impl Output for Sockets {
 
     fn dns_query(&mut self, guest: SocketAddr, server: SocketAddr, query: &[u8]) {
         // The one place on the datagram path that allocates: a query waits for its answer elsewhere.
-        if self.queries.try_send(DnsQuery::Udp { guest, server, query: query.to_vec() }).is_err() {
+        if self
+            .queries
+            .try_send(DnsQuery::Udp { endpoint: self.endpoint, guest, server, query: query.to_vec() })
+            .is_err()
+        {
             self.drops.count(DropReason::TableFull);
         }
     }
@@ -396,7 +406,7 @@ impl Sockets {
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
         self.queries
-            .try_send(DnsQuery::Stream { stream: theirs })
+            .try_send(DnsQuery::Stream { endpoint: self.endpoint, stream: theirs })
             .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
         Ok(OwnedFd::from(ours))
     }
@@ -406,6 +416,8 @@ impl Sockets {
 mod tests {
     use std::net::IpAddr;
     use std::os::unix::net::UnixDatagram;
+
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
     use super::*;
     use crate::network::config::{EndpointConfig, Mac, Offloads};
@@ -430,7 +442,9 @@ mod tests {
             slirp: None,
         };
         let queries = tokio::sync::mpsc::channel(1).0;
-        (Sockets::new(&config, OwnedFd::from(tap), Vec::new(), queries).expect("epoll"), guest)
+        let epoll = std::sync::Arc::new(Epoll::new(EpollCreateFlags::empty()).expect("epoll"));
+        let id = Id { index: 0, generation: 1 };
+        (Sockets::new(id, &config, OwnedFd::from(tap), epoll, queries), guest)
     }
 
     fn send(sockets: &mut Sockets, id: Id, target: SocketAddr) {

@@ -1,16 +1,20 @@
-//! The data plane's descriptors: the TAP, the host sockets of every flow, and epoll.
+//! The descriptors of one endpoint: the TAP, and the host sockets of every flow, in the data plane's epoll.
 //!
 //! [`Sockets`] is the stack's [`Output`]: frames go to the TAP at once, datagrams to their mapping's socket, coalesced
 //! where consecutive ones of a flow have one size. Errors that concern the guest are kept (bounded) and told to the stack
-//! after the call. An epoll event names its flow by [`Token`]; a token of a flow that is gone finds nothing.
+//! after the call. An epoll event names its endpoint and flow by [`Token`]; a token of a flow that is gone finds nothing.
+//!
+//! The monitor holds duplicates of TAP and listeners, so closing ours does not take them out of epoll: [`Sockets::retire`] and
+//! [`Sockets::remove_listener`] do.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use tokio::sync::mpsc;
 
 use super::capture::Taken;
@@ -20,6 +24,7 @@ use crate::host::echo::Echo;
 use crate::link::tap::Tap;
 use crate::network::config::{EndpointConfig, Listener};
 use crate::stack::arena::Id;
+use crate::stack::ledger::Traffic;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::DropCounters;
 use crate::wire::icmp_error::IcmpError;
@@ -32,10 +37,20 @@ pub const ERROR_DATA: usize = 128;
 /// What an epoll event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
-    /// The TAP.
-    Tap,
     /// Something from the control plane.
     Control,
+    /// The exit descriptor.
+    Exit,
+    /// Something of the endpoint in this slot. Which occupant it was need not be said: an endpoint comes and goes between
+    /// two waits, and what it had watched is watched no more.
+    Endpoint(u32, What),
+}
+
+/// What of an endpoint an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The TAP.
+    Tap,
     /// A TCP flow.
     Tcp(Id),
     /// A UDP mapping.
@@ -44,37 +59,47 @@ pub enum Token {
     Ping(Id),
     /// A published port, by its number.
     Listener(usize),
-    /// The exit descriptor.
-    Exit,
 }
+
+/// Slots of endpoints that a token can name.
+pub const MAX_SLOTS: usize = 1 << SLOT_BITS;
+/// Tag 4 bits, slot 12, and 48 for a flow: generation 24 (`stack::arena`), index 24.
+const SLOT_BITS: u32 = 12;
+const GENERATION: u64 = 0x00ff_ffff;
+const INDEX: u64 = 0x00ff_ffff;
 
 impl Token {
     pub(super) fn encode(self) -> u64 {
-        let id = |tag: u64, id: Id| tag << 56 | u64::from(id.generation & 0x00ff_ffff) << 32 | u64::from(id.index);
-        match self {
-            Self::Tap => 0,
-            Self::Control => 1 << 56,
-            Self::Exit => 6 << 56,
-            Self::Tcp(flow) => id(2, flow),
-            Self::Udp(flow) => id(3, flow),
-            Self::Ping(flow) => id(4, flow),
-            Self::Listener(index) => 5 << 56 | index as u64,
-        }
+        let (slot, what) = match self {
+            Self::Control => return 1 << 60,
+            Self::Exit => return 6 << 60,
+            Self::Endpoint(slot, what) => (slot, what),
+        };
+        let id = |id: Id| (u64::from(id.generation) & GENERATION) << 24 | u64::from(id.index) & INDEX;
+        let (tag, rest) = match what {
+            What::Tap => (0, 0),
+            What::Tcp(flow) => (2, id(flow)),
+            What::Udp(flow) => (3, id(flow)),
+            What::Ping(flow) => (4, id(flow)),
+            What::Listener(number) => (5, number as u64 & (GENERATION << 24 | INDEX)),
+        };
+        tag << 60 | u64::from(slot) << 48 | rest
     }
 
     /// From an event's data.
     pub fn decode(data: u64) -> Option<Self> {
-        let id = Id { generation: (data >> 32 & 0x00ff_ffff) as u32, index: data as u32 };
-        match data >> 56 {
-            0 => Some(Self::Tap),
-            1 => Some(Self::Control),
-            2 => Some(Self::Tcp(id)),
-            3 => Some(Self::Udp(id)),
-            4 => Some(Self::Ping(id)),
-            5 => Some(Self::Listener((data & 0x00ff_ffff_ffff_ffff) as usize)),
-            6 => Some(Self::Exit),
-            _ => None,
-        }
+        let id = Id { generation: (data >> 24 & GENERATION) as u32, index: (data & INDEX) as u32 };
+        let what = match data >> 60 {
+            0 => What::Tap,
+            1 => return Some(Self::Control),
+            2 => What::Tcp(id),
+            3 => What::Udp(id),
+            4 => What::Ping(id),
+            5 => What::Listener((data & (GENERATION << 24 | INDEX)) as usize),
+            6 => return Some(Self::Exit),
+            _ => return None,
+        };
+        Some(Self::Endpoint((data >> 48) as u32 & (MAX_SLOTS as u32 - 1), what))
     }
 }
 
@@ -148,8 +173,8 @@ pub struct PublishedPort {
 }
 
 impl PublishedPort {
-    fn watch(&self, epoll: &Epoll, number: usize, flags: EpollFlags) {
-        let mut event = EpollEvent::new(flags, Token::Listener(number).encode());
+    fn watch(&self, epoll: &Epoll, token: Token, flags: EpollFlags) {
+        let mut event = EpollEvent::new(flags, token.encode());
         if let Err(error) = epoll.modify(&self.fd, &mut event) {
             tracing::warn!("cannot watch published port {}: {error}", self.spec.host_port);
         }
@@ -187,12 +212,16 @@ pub(super) struct Pending {
     pub(super) buf: Vec<u8>,
 }
 
-/// Every descriptor of the data plane.
+/// Every descriptor of one endpoint.
 pub struct Sockets {
+    /// Whose.
+    pub(super) endpoint: Id,
     /// The TAP.
     pub tap: Tap,
-    /// Readiness.
-    pub epoll: Epoll,
+    /// Frames, vnet header left out, that crossed the TAP.
+    pub crossed: Traffic,
+    /// Readiness, of all endpoints.
+    pub epoll: Arc<Epoll>,
     /// TCP flows.
     pub tcp: Slots<TcpSocket>,
     pub(super) udp: Slots<Datagram>,
@@ -219,19 +248,20 @@ pub(super) fn errno(error: &io::Error) -> i32 {
 }
 
 impl Sockets {
-    /// Takes the TAP and the listeners.
+    /// Takes the TAP, which is not watched yet.
     pub fn new(
+        endpoint: Id,
         config: &EndpointConfig,
         tap: OwnedFd,
-        listeners: Vec<(Listener, OwnedFd)>,
+        epoll: Arc<Epoll>,
         queries: mpsc::Sender<DnsQuery>,
-    ) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    ) -> Self {
         let tap = Tap::new(tap, config.offloads.vnet_hdr);
-        epoll.add(&tap, EpollEvent::new(EpollFlags::EPOLLIN, Token::Tap.encode()))?;
         let none = UdpVia::Listener { index: usize::MAX, local: IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        let mut sockets = Self {
+        Self {
+            endpoint,
             tap,
+            crossed: Traffic::default(),
             epoll,
             tcp: Slots::new(),
             udp: Slots::new(),
@@ -255,16 +285,26 @@ impl Sockets {
             warned_ping: false,
             warned_sockets: false,
             captures: Taken::default(),
-        };
-        for (number, (spec, fd)) in listeners.into_iter().enumerate() {
-            sockets.add_listener(number, spec, fd)?;
         }
-        Ok(sockets)
     }
 
-    /// Watches another descriptor.
-    pub fn watch(&self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.encode()))?)
+    /// What epoll calls something of this endpoint.
+    pub(super) fn token(&self, what: What) -> Token {
+        Token::Endpoint(self.endpoint.index, what)
+    }
+
+    /// Watches the TAP from now on.
+    pub fn register(&self) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Tap).encode());
+        Ok(self.epoll.add(&self.tap, event)?)
+    }
+
+    /// Watches neither TAP nor published ports any more.
+    pub fn retire(&mut self) {
+        let _ = self.epoll.delete(&self.tap);
+        for port in self.listeners.values() {
+            let _ = self.epoll.delete(&port.fd);
+        }
     }
 
     /// The source address that the user chose for a family.
@@ -278,7 +318,7 @@ impl Sockets {
         if socket.interest == wanted {
             return;
         }
-        let data = Token::Tcp(flow).encode();
+        let data = Token::Endpoint(self.endpoint.index, What::Tcp(flow)).encode();
         let result = match (socket.interest, wanted) {
             (None, Some(flags)) => self.epoll.add(&socket.fd, EpollEvent::new(flags, data)),
             (Some(_), Some(flags)) => self.epoll.modify(&socket.fd, &mut EpollEvent::new(flags, data)),
@@ -295,17 +335,25 @@ impl Sockets {
         if spec.proto == crate::network::config::Proto::Udp {
             crate::host::datagram::prepare_published(fd.as_fd(), spec.host_addr.is_ipv6());
         }
-        self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, Token::Listener(number).encode()))?;
+        self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Listener(number)).encode()))?;
         self.listeners.insert(number, PublishedPort { spec, fd, paused: false });
         Ok(())
     }
 
+    /// Lets a published port go; true if it was there.
+    pub fn remove_listener(&mut self, number: usize) -> bool {
+        let Some(port) = self.listeners.remove(&number) else { return false };
+        let _ = self.epoll.delete(&port.fd);
+        true
+    }
+
     /// Takes a published port out of epoll until [`Sockets::resume_listeners`].
     pub fn pause_listener(&mut self, number: usize) {
+        let token = self.token(What::Listener(number));
         let Some(port) = self.listeners.get_mut(&number) else { return };
         if !port.paused {
             port.paused = true;
-            port.watch(&self.epoll, number, EpollFlags::empty());
+            port.watch(&self.epoll, token, EpollFlags::empty());
         }
     }
 
@@ -313,7 +361,8 @@ impl Sockets {
     pub fn resume_listeners(&mut self) {
         for (&number, port) in &mut self.listeners {
             if std::mem::take(&mut port.paused) {
-                port.watch(&self.epoll, number, EpollFlags::EPOLLIN);
+                let token = Token::Endpoint(self.endpoint.index, What::Listener(number));
+                port.watch(&self.epoll, token, EpollFlags::EPOLLIN);
             }
         }
     }
@@ -353,17 +402,21 @@ mod tests {
 
     #[test]
     fn tokens_survive_epoll() {
-        let id = Id { index: u32::MAX, generation: 0x00ff_ffff };
-        for token in [
-            Token::Tap,
-            Token::Control,
-            Token::Tcp(id),
-            Token::Udp(Id { index: 0, generation: 1 }),
-            Token::Ping(id),
-            Token::Listener(65_535),
-            Token::Exit,
-        ] {
-            assert_eq!(Token::decode(token.encode()), Some(token));
+        let id = Id { index: 0x00ff_ffff, generation: 0x00ff_ffff };
+        assert_eq!(Token::decode(Token::Control.encode()), Some(Token::Control));
+        assert_eq!(Token::decode(Token::Exit.encode()), Some(Token::Exit));
+        for slot in [0, 1, MAX_SLOTS as u32 - 1] {
+            for what in [
+                What::Tap,
+                What::Tcp(id),
+                What::Udp(Id { index: 0, generation: 1 }),
+                What::Ping(id),
+                What::Listener(65_535),
+                What::Listener((1 << 48) - 1),
+            ] {
+                let token = Token::Endpoint(slot, what);
+                assert_eq!(Token::decode(token.encode()), Some(token));
+            }
         }
         assert_eq!(Token::decode(u64::MAX), None);
     }

@@ -52,17 +52,17 @@ pub struct Told {
 impl Told {
     /// Begins to converse, on a `LocalSet`. `conn` must be non-blocking.
     pub fn start(
-        conn: OwnedFd,
+        conn: AsyncFd<OwnedFd>,
         (resolver, names): (Arc<Resolver>, Names),
         plane: DataPlane,
         answers: Rc<Answers>,
-    ) -> std::io::Result<Self> {
-        let conn = Rc::new(crate::sys::fd::watch(conn)?);
+    ) -> Self {
+        let conn = Rc::new(conn);
         let (changes, to_change) = mpsc::channel(QUEUE);
         let (words, to_say) = mpsc::channel(QUEUE);
         tokio::task::spawn_local(change(to_change, plane.clone(), words.clone()));
         tokio::task::spawn_local(say(Rc::clone(&conn), to_say));
-        Ok(Self { conn, resolver, plane, answers, changes, words, names })
+        Self { conn, resolver, plane, answers, changes, words, names }
     }
 
     /// Listens until the monitor is gone.

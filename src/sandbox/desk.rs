@@ -192,7 +192,7 @@ impl Desk {
         let mut fds = vec![Rc::clone(tap)];
         fds.extend(pcap.cloned());
         let endpoint = Box::new(self.endpoint.clone());
-        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some() }, fds)?;
+        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership: None }, fds)?;
         if let Some((_, socket)) = &self.metrics {
             link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
         }

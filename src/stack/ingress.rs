@@ -12,7 +12,7 @@ use smoltcp::time::Instant;
 
 use super::compose::{DEFAULT_TTL, EchoReply, IPV4_HDR_LEN, UDP_HDR_LEN, proto};
 use super::ledger::{Traffic, datagrams};
-use super::policy::Decision;
+use super::policy::{DNS_PORT, Decision};
 use super::reassembly::Outcome;
 use super::tcp::{OpenVerdict, TcpTarget};
 use super::verdict::DropReason;
@@ -22,8 +22,6 @@ use crate::wire::icmp_error::IcmpError;
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{chain, csum};
 
-/// Where the DNS service listens.
-const DNS_PORT: u16 = 53;
 /// Where the DHCP server listens.
 const DHCP_SERVER_PORT: u16 = 67;
 
@@ -318,7 +316,7 @@ impl Stack {
                 }
                 let Self { tcp, policy, composer, .. } = self;
                 let ttl = packet.ttl;
-                let open = |peer: SocketAddr| match policy.decide(peer.ip()) {
+                let open = |peer: SocketAddr| match policy.decide_port(peer) {
                     Decision::Outside(_) if ttl <= 1 => OpenVerdict::Icmp(IcmpError::HopLimitExceeded),
                     Decision::Outside(addr) => {
                         OpenVerdict::Connect(TcpTarget::Outside(SocketAddr::new(addr, peer.port())))
@@ -326,7 +324,7 @@ impl Stack {
                     Decision::Gateway(Some(addr)) => {
                         OpenVerdict::Connect(TcpTarget::Host(SocketAddr::new(addr, peer.port())))
                     }
-                    Decision::Gateway(None) => OpenVerdict::Icmp(IcmpError::NetUnreachable),
+                    Decision::Gateway(None) | Decision::Unreachable => OpenVerdict::Icmp(IcmpError::NetUnreachable),
                     Decision::Dns if peer.port() == DNS_PORT => OpenVerdict::Connect(TcpTarget::Dns),
                     Decision::Dns if policy.is_slirp() => OpenVerdict::Icmp(IcmpError::NetUnreachable),
                     Decision::Dns | Decision::Refuse => OpenVerdict::Reset,
@@ -380,9 +378,9 @@ impl Stack {
         let guest = SocketAddr::new(packet.src, u16::from_be_bytes([udp[0], udp[1]]));
         let peer = SocketAddr::new(packet.dst, u16::from_be_bytes([udp[2], udp[3]]));
         let payload = &udp[UDP_HDR_LEN..];
-        let decision = self.policy.decide(peer.ip());
+        let decision = self.policy.decide_port(peer);
         if peer.port() == DHCP_SERVER_PORT
-            && (packet.dst == IpAddr::V4(Ipv4Addr::BROADCAST) || matches!(decision, Decision::Gateway(_)))
+            && (packet.dst == IpAddr::V4(Ipv4Addr::BROADCAST) || self.policy.gateway(false) == Some(packet.dst))
             && let Some(dhcp) = &mut self.dhcp
         {
             self.composer.send_frame(|buf| dhcp.handle_frame(now, payload, buf), out);
@@ -440,7 +438,7 @@ impl Stack {
         }
         let kind = match decision {
             Decision::Dns => IcmpError::PortUnreachable,
-            Decision::Gateway(_) => IcmpError::NetUnreachable,
+            Decision::Gateway(_) | Decision::Unreachable => IcmpError::NetUnreachable,
             Decision::Ignore(reason) => return Err(reason),
             _ => IcmpError::AdminProhibited,
         };
@@ -493,6 +491,10 @@ impl Stack {
             }
             Decision::Refuse => {
                 self.icmp_to_guest(IcmpError::AdminProhibited, None, packet.src, bytes, out);
+                Err(DropReason::Refused)
+            }
+            Decision::Unreachable => {
+                self.icmp_to_guest(IcmpError::NetUnreachable, None, packet.src, bytes, out);
                 Err(DropReason::Refused)
             }
             Decision::Group(_) => Err(DropReason::Multicast),

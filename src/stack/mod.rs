@@ -34,6 +34,7 @@ pub mod ping;
 pub mod policy;
 pub mod ra;
 pub mod reassembly;
+pub mod switch;
 pub mod tcp;
 pub mod udp;
 pub mod verdict;
@@ -52,7 +53,7 @@ use guests::GuestLimits;
 use ledger::{Traffic, datagrams};
 use neighbour::Neighbour;
 use ping::Ping;
-use policy::Policy;
+use policy::{NetworkRules, Policy};
 use ra::RouterAdvertiser;
 use reassembly::Reassembler;
 use tcp::{ConnectFailure, Tcp, TcpLimits, TcpReadiness, TcpWork};
@@ -197,6 +198,18 @@ impl Stack {
     /// Tells the host's addresses on its default routes.
     pub fn set_host_addresses(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         self.policy.set_host_addresses(v4, v6);
+    }
+
+    /// The endpoint is on a network that others share.
+    pub fn set_network(&mut self, rules: NetworkRules) {
+        self.policy.set_network(rules);
+    }
+
+    /// A frame of the guest's was too large for another member: says so, as a router would.
+    pub fn refuse_too_big(&mut self, mtu: u16, packet: &[u8], out: &mut impl Output) {
+        if let Some(to) = compose::source(packet) {
+            self.icmp_to_guest(IcmpError::FragmentationNeeded { mtu: mtu.into() }, None, to, packet, out);
+        }
     }
 
     /// What was dropped, by reason.

@@ -5,6 +5,10 @@
 //! by the back door — 0.0.0.0/8, ::, ::ffff:0:0/96, 127/8, ::1 — are refused before any connect(), and so is
 //! 169.254/16 (cloud metadata) unless opened.
 //!
+//! On a network that many endpoints share, the network's [`NetworkRules`] come on top: nothing leaves an internal one, and
+//! names are asked for at port 53 of the gateway and of [`EMBEDDED_DNS`], the address that Docker's containers have in
+//! their resolv.conf.
+//!
 //! On slirp4netns's segment the gateway is the host's loopback or nothing, never its address on the network; the rest of
 //! the subnet is the host's to reach or not; datagrams to groups go out; and whoever sends is a guest, unless its address
 //! is one that no guest can have.
@@ -13,6 +17,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::network::config::{EndpointConfig, PlanV4, PlanV6, Slirp};
 use crate::stack::verdict::DropReason;
+
+/// Where containers ask for names on networks that users make (Docker's resolver.go has it in every container's loopback).
+pub const EMBEDDED_DNS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+
+/// Where the DNS service listens.
+pub const DNS_PORT: u16 = 53;
+
+/// What a shared network says of all its endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkRules {
+    /// Nothing leaves, not even to the host.
+    pub internal: bool,
+    /// The host stands for its guests; otherwise nothing beyond the host is reached.
+    pub masquerade: bool,
+}
 
 /// The answer for one destination address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +46,8 @@ pub enum Decision {
     Group(IpAddr),
     /// Answer with an error (RST for TCP, ICMP for the others).
     Refuse,
+    /// There is no way there: answer that the network is unreachable.
+    Unreachable,
     /// Silence.
     Ignore(DropReason),
 }
@@ -41,6 +62,7 @@ pub struct Policy {
     host_v4: Option<Ipv4Addr>,
     host_v6: Option<Ipv6Addr>,
     slirp: Option<Slirp>,
+    network: Option<NetworkRules>,
 }
 
 impl Policy {
@@ -54,7 +76,13 @@ impl Policy {
             host_v4: None,
             host_v6: None,
             slirp: config.slirp,
+            network: None,
         }
+    }
+
+    /// The endpoint is on a network that others share.
+    pub fn set_network(&mut self, rules: NetworkRules) {
+        self.network = Some(rules);
     }
 
     /// Tells the host's addresses on its default routes, whenever they may have changed.
@@ -66,11 +94,32 @@ impl Policy {
         self.host_v6 = v6;
     }
 
+    /// Decides for one destination of a protocol that has ports.
+    pub fn decide_port(&self, dst: SocketAddr) -> Decision {
+        if dst.port() == DNS_PORT && self.network.is_some() && self.is_dns(dst.ip()) {
+            return Decision::Dns;
+        }
+        self.decide(dst.ip())
+    }
+
+    /// On a shared network: whether names are asked for at this address.
+    fn is_dns(&self, dst: IpAddr) -> bool {
+        match dst {
+            IpAddr::V4(dst) => self.v4.is_some_and(|plan| dst == plan.dns || dst == EMBEDDED_DNS),
+            IpAddr::V6(dst) => self.v6.is_some_and(|plan| dst == plan.dns),
+        }
+    }
+
     /// Decides for one destination.
     pub fn decide(&self, dst: IpAddr) -> Decision {
-        match dst {
+        let decision = match dst {
             IpAddr::V4(dst) => self.decide_v4(dst),
             IpAddr::V6(dst) => self.decide_v6(dst),
+        };
+        match (self.network, decision) {
+            (Some(rules), Decision::Outside(_)) if rules.internal || !rules.masquerade => Decision::Unreachable,
+            (Some(rules), Decision::Gateway(_)) if rules.internal => Decision::Unreachable,
+            _ => decision,
         }
     }
 
@@ -91,6 +140,10 @@ impl Policy {
         }
         if dst == plan.dns {
             return self.decide_dns();
+        }
+        if self.network.is_some() && dst.is_loopback() {
+            // What is not the name service's comes from somebody who tries.
+            return Decision::Ignore(DropReason::Refused);
         }
         if dst.is_multicast() && self.slirp.is_some() {
             return Decision::Group(IpAddr::V4(dst));

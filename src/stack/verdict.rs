@@ -58,6 +58,10 @@ drop_reasons! {
     TooBig = "too_big",
     /// For a guest that nobody has seen and that does not answer, or more than is held for one.
     Unresolved = "unresolved",
+    /// For a MAC or address that no member of the network has.
+    NoMember = "no_member",
+    /// Between members of a network that keeps them apart.
+    Isolated = "isolated",
     /// More ICMP errors or echo than the rate allows.
     RateLimited = "rate_limited",
 }

@@ -9,6 +9,7 @@ pub mod dns_name;
 pub mod fragment;
 pub mod icmp_error;
 pub mod ndisc;
+pub mod segment;
 pub mod summary;
 pub mod tcp_segment;
 pub mod vnet;

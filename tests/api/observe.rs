@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 use tapway::api::server::bind_legacy;
-use tapway::network::config::{EndpointConfig, Mac, Offloads, PlanV4};
+use tapway::network::config::{EndpointConfig, Mac, Membership, Offloads, PlanV4};
 use tapway::runtime::Attached;
 use tapway::runtime::control::{Names, Supervisor};
 use tapway::runtime::engine;
@@ -78,6 +78,7 @@ impl World {
             metrics: None,
             api: Some(listener),
             exit: Some(theirs.into()),
+            membership: Membership::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, mut control) = engine::build(attached, supervisor).unwrap();

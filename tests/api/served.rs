@@ -17,7 +17,7 @@ use tapway::host::resolver::{self, Resolver};
 use tapway::network::config::Listener;
 use tapway::runtime::answers::Answers;
 use tapway::runtime::api::Desk;
-use tapway::runtime::command::{Command, DataPlane};
+use tapway::runtime::command::{Command, DataPlane, Order};
 use tapway::runtime::forwards::{Forwards, Guest};
 use tapway::runtime::own_names::OwnNames;
 
@@ -54,6 +54,7 @@ impl Served {
             let mut sockets = Vec::new();
             let mut seen = BTreeSet::new();
             while let Some(command) = commands.blocking_recv() {
+                let Order::Endpoint(_, command) = command else { panic!("only commands are asked for") };
                 match command {
                     Command::Listen { number, listener, fd, done } => {
                         assert!(number >= 7 && seen.insert(number), "the number {number} was given twice");

@@ -20,6 +20,7 @@ mod icmp;
 mod iperf;
 mod leaks;
 mod metrics;
+mod network;
 mod policy;
 mod programs;
 mod publish;

@@ -13,6 +13,7 @@ mod link_layer;
 mod sim;
 mod slirp;
 mod streams;
+mod switch;
 mod tcp_flow_control;
 mod tcp_life;
 mod tcp_published;

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod dns;
+pub mod network;
 pub mod observe;
 pub mod ports;
 

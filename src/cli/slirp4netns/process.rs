@@ -30,7 +30,7 @@ use nix::unistd::UnlinkatFlags;
 use super::banner;
 use crate::api::server::bind_legacy;
 use crate::confine::{Outcome, standalone};
-use crate::network::config::{EndpointConfig, Mac, Offloads, PlanV6, Slirp};
+use crate::network::config::{EndpointConfig, Mac, Membership, Offloads, PlanV6, Slirp};
 use crate::network::plan::MIN_MTU_V4;
 use crate::runtime::control::HostDns;
 use crate::runtime::engine::End;
@@ -204,6 +204,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         metrics: None,
         api: listener,
         exit,
+        membership: Membership::default(),
     };
     let host_dns: HostDns = Box::new(move || polled.changed());
     let tree = if options.sandbox { Outcome::Done } else { Outcome::NotAsked };

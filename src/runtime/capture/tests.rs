@@ -11,7 +11,7 @@ use std::time::Instant as Clock;
 
 use super::*;
 use crate::network::capture::CaptureProtocol;
-use crate::network::config::{EndpointConfig, Mac, Offloads, PlanV4};
+use crate::network::config::{EndpointConfig, Mac, Membership, Offloads, PlanV4};
 use crate::runtime::control::Supervisor;
 use crate::runtime::{Attached, engine};
 
@@ -295,6 +295,7 @@ impl Bench {
             metrics: None,
             api: None,
             exit: Some(exit.into()),
+            membership: Membership::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, control) = engine::build(attached, supervisor).unwrap();

@@ -8,6 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::*;
 use crate::api::attach::{self, ToNetwork};
+use crate::runtime::command::FIRST;
 use crate::wire::dns_build::addresses;
 use crate::wire::dns_message::{Query, Rcode, TYPE_A, rcode};
 
@@ -54,7 +55,7 @@ impl World {
         assert!(crate::wire::dns_name::append(&mut query, name));
         query.extend([0, TYPE_A as u8, 0, 1]);
         let (guest, server) = (([10, 0, 2, 100], 4000).into(), ([10, 0, 2, 3], 53).into());
-        self.queries.blocking_send(DnsQuery::Udp { guest, server, query }).expect("control lives");
+        self.queries.blocking_send(DnsQuery::Udp { endpoint: FIRST, guest, server, query }).expect("control lives");
         let answer = self.answers.blocking_recv().expect("answered");
         assert_eq!((answer.guest, answer.server), (guest, server));
         (rcode(&answer.answer), addresses(&answer.answer, 8))
