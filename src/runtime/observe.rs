@@ -194,6 +194,7 @@ impl Observer {
                 echo_sessions: limits.ping_sessions as u64,
             },
             confinement: confinement.clone(),
+            log_level: crate::telemetry::in_force(),
         }
     }
 

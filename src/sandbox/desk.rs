@@ -10,6 +10,7 @@
 //! | `set_dns`, records, hosts | [`Desired`], then the sandbox's files, then the resolver (`ToNetwork::Zone`, `HostDns`) |
 //! | `get_info` | what is known here, and what the network process adds |
 //! | `list_ports` | what is known here, with the network process's counters |
+//! | `set_log_level` | here and by the network process; its successors, being forked, have the level of the monitor |
 //! | all others | the network process, by `ToNetwork::Ask` |
 //!
 //! A client waits for nothing but its own request. A network process that dies meanwhile has its ports told to its
@@ -36,9 +37,11 @@ use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
 use crate::api::verbs::dns::{self, Change as NamesChange};
+use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
 use crate::network::config::{EndpointConfig, Listener};
 use crate::network::desired::{self, Desired};
+use crate::telemetry;
 
 /// How long the network process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -76,6 +79,8 @@ enum For {
     Ports,
     /// `subscribe`.
     Subscription,
+    /// What is done here already, and reaches a successor by itself.
+    Done,
 }
 
 #[derive(Debug)]
@@ -357,6 +362,13 @@ impl Desk {
                 Some(Err(error)) => Err(error::bad_arguments(known, &error)),
                 None => Err(ApiError::new(Code::Internal, format!("{known} is nobody's"))),
             },
+            "set_log_level" => match set_log_level(arguments.clone()) {
+                Ok(()) if self.attached => {
+                    return self.ask(key, &verb, arguments, Vec::new(), For::Done, link, now);
+                }
+                Ok(()) => Ok(json!({})),
+                Err(error) => Err(error),
+            },
             "subscribe" => {
                 let fds = connection.into_iter().collect();
                 self.subscribers.insert(key, arguments.clone());
@@ -543,6 +555,10 @@ impl Desk {
                 let traffic = result.ok().and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default();
                 Some(error::reply(&error::value(&self.ports.list(&traffic))))
             }
+            For::Done => Some(match result {
+                Err(error) if error.code != Code::Gone => error.reply(),
+                _ => error::success(&json!({})),
+            }),
             For::Subscription => match result {
                 Ok(_) => None,
                 Err(error) => {
@@ -706,6 +722,13 @@ impl Desk {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
+
+/// Of this process, and of every one that it forks.
+fn set_log_level(arguments: Map<String, Value>) -> Result<(), ApiError> {
+    let SetLogLevel { level } = error::arguments("set_log_level", arguments)?;
+    let refused = |why| ApiError::new(Code::BadArgument, format!("set_log_level: level: {why}"));
+    telemetry::set_level(&level).map_err(refused)
+}
 
 /// One batch of ports.
 fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {

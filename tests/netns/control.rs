@@ -14,7 +14,7 @@ use crate::tools::{ask_tcp, ask_udp, at, connect, tell_tcp, tell_udp};
 use crate::world::{Guest, HOST4, INET4, World, wait_for};
 
 /// The control socket of the only sandbox.
-fn socket(w: &World) -> PathBuf {
+pub fn socket(w: &World) -> PathBuf {
     let dir = w.path("run/tapway/sandboxes");
     let all = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
     let mut sockets: Vec<PathBuf> = all.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect();
@@ -22,7 +22,7 @@ fn socket(w: &World) -> PathBuf {
     sockets.remove(0)
 }
 
-fn open(w: &World) -> UnixStream {
+pub fn open(w: &World) -> UnixStream {
     let stream = UnixStream::connect(socket(w)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -30,7 +30,7 @@ fn open(w: &World) -> UnixStream {
 }
 
 /// One request on a connection of its own.
-fn raw(w: &World, request: &[u8]) -> Value {
+pub fn raw(w: &World, request: &[u8]) -> Value {
     let mut stream = open(w);
     stream.write_all(request).unwrap();
     let mut reply = String::new();
@@ -38,25 +38,25 @@ fn raw(w: &World, request: &[u8]) -> Value {
     serde_json::from_str(&reply).unwrap_or_else(|_| panic!("{reply:?} is the answer to {request:?}"))
 }
 
-fn ask(w: &World, verb: &str, arguments: Value) -> Value {
+pub fn ask(w: &World, verb: &str, arguments: Value) -> Value {
     raw(w, json!({ "execute": verb, "arguments": arguments }).to_string().as_bytes())
 }
 
 /// What a verb returns.
-fn done(w: &World, verb: &str, arguments: Value) -> Value {
+pub fn done(w: &World, verb: &str, arguments: Value) -> Value {
     let reply = ask(w, verb, arguments);
     assert!(reply.get("return").is_some(), "{verb}: {reply}");
     reply["return"].clone()
 }
 
 /// The code of a verb's refusal.
-fn refused(w: &World, verb: &str, arguments: Value) -> String {
+pub fn refused(w: &World, verb: &str, arguments: Value) -> String {
     let reply = ask(w, verb, arguments);
     reply["error"]["code"].as_str().unwrap_or_else(|| panic!("{verb}: {reply}")).to_owned()
 }
 
 /// Kills the network process and waits for its successor.
-fn kill(w: &World, guest: &Guest) {
+pub fn kill(w: &World, guest: &Guest) {
     let old = w.network_process(guest).expect("a network process");
     let restarts = done(w, "get_info", json!({}))["network_restarts"].as_u64().unwrap();
     w.host.sh(&format!("kill -KILL {old}"));

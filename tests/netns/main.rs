@@ -27,4 +27,5 @@ mod short;
 mod tcp;
 mod tools;
 mod udp;
+mod watching;
 mod world;
