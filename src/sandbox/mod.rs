@@ -12,12 +12,13 @@
 //! - [`monitor`]: the event loop and the order of things;
 //! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
-//! - [`control`], [`desk`], [`published`], [`edit`]: the control socket, and what is changed there;
+//! - [`control`], [`desk`], [`published`], [`captures`], [`edit`]: the control socket, and what is changed there;
 //! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
 //!
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
 
+pub mod captures;
 pub mod control;
 pub mod desk;
 pub mod edit;

@@ -57,8 +57,8 @@ pub fn refused(w: &World, verb: &str, arguments: Value) -> String {
 
 /// Kills the network process and waits for its successor.
 pub fn kill(w: &World, guest: &Guest) {
-    let old = w.network_process(guest).expect("a network process");
-    let restarts = done(w, "get_info", json!({}))["network_restarts"].as_u64().unwrap();
+    let info = done(w, "get_info", json!({}));
+    let (old, restarts) = (&info["network_pid"], info["network_restarts"].as_u64().unwrap());
     w.host.sh(&format!("kill -KILL {old}"));
     wait_for("another network process", Duration::from_secs(10), || {
         done(w, "get_info", json!({}))["network_restarts"].as_u64() > Some(restarts)
