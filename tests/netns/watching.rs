@@ -60,7 +60,9 @@ fn the_log_level_outlives_the_network_process() {
 /// What tshark reads in a file, which it must find whole: the given fields of each frame that passes a filter.
 fn tshark(w: &World, file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     let mut argv = vec!["tshark", "-n", "-r", file.to_str().unwrap(), "-Y", filter, "-T", "fields"];
-    fields.iter().for_each(|field| argv.extend(["-e", field]));
+    for field in fields {
+        argv.extend(["-e", field]);
+    }
     let read = w.host.cmd(&argv).limit(60).end();
     assert!(
         read.code == 0 && !read.stderr.contains("cut short") && !read.stderr.contains("damaged"),
@@ -126,7 +128,7 @@ fn a_capture_is_read_by_tshark() {
             assert_eq!((code, stderr.as_str()), (0, ""));
             serde_json::from_str::<Value>(&stdout).unwrap()
         });
-        assert_eq!(captures(w), [json!(0); 0]);
+        assert!(captures(w).is_empty());
         let fields = ["ip.src", "tcp.port", "tcp.len", "frame.len", "frame.cap_len", "tcp.flags.syn", "tcp.flags.fin"];
         let frames = tshark(w, &some, "", &fields);
         assert_eq!(told[0]["packets"], frames.len(), "{}", told[0]);
@@ -204,7 +206,7 @@ fn a_capture_in_a_file_outlives_the_network_process() {
         });
         assert_eq!(done(w, "stop_capture", json!({}))["id"], small);
         assert_eq!(refused(w, "stop_capture", json!({})), "not_found");
-        assert_eq!(captures(w), [json!(0); 0]);
+        assert!(captures(w).is_empty());
     });
 }
 
