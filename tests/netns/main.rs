@@ -26,6 +26,7 @@ mod publish;
 mod short;
 mod tcp;
 mod tools;
+mod turns;
 mod udp;
 mod watching;
 mod world;
