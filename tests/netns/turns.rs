@@ -102,6 +102,7 @@ fn clients_that_misbehave_hold_up_no_frame() {
             let _ = stream.write_all(input);
             stream
         };
+        let brackets = &vec![b'['; 65_536];
         let (over, disturbed, done_so_far) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
         let disturbed = &disturbed;
         let count = &|| done_so_far.fetch_add(1, Ordering::Relaxed);
@@ -110,7 +111,7 @@ fn clients_that_misbehave_hold_up_no_frame() {
             again(scope, &over, disturbed, move || {
                 let mut stream = send(b"{\"execute\":");
                 for _ in 0..1024 {
-                    if stream.write_all(&[b'['; 65_536]).is_err() {
+                    if stream.write_all(brackets).is_err() {
                         break;
                     }
                 }
