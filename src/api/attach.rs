@@ -17,6 +17,7 @@
 //!                                           ◄──  Listened | Unlistened
 //!   Ask {id, verb, arguments} + [fd…]       ──►   (2)
 //!                                           ◄──  Answer {id, result}
+//!                                           ◄──  CaptureEnded {status}      (2; of one that `start_capture` began)
 //! ```
 //!
 //! The process of a shared network has a listening socket: each monitor connects, says the same words, with a `membership` in
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::verbs::capture::CaptureStatus;
 use crate::network::config::{DnsZone, EndpointConfig, Listener, Membership};
 use crate::network::zone::Record;
 
@@ -108,7 +110,25 @@ pub enum ToNetwork {
         verb: String,
         /// Its arguments.
         arguments: Map<String, Value>,
+        /// What only the monitor knows.
+        #[serde(default)]
+        context: Context,
     },
+}
+
+/// What a monitor says beside a client's arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Context {
+    /// The same was done by a network process that died: for `subscribe`, the client has had its reply; for
+    /// `start_capture`, the file is to be gone on with.
+    pub resumed: bool,
+    /// `start_capture`: its number.
+    pub capture: u32,
+    /// … how many sections the file has with the one that begins now.
+    pub sections: u32,
+    /// … bytes that it wrote before.
+    pub written: u64,
 }
 
 /// Network process → monitor.
@@ -134,6 +154,11 @@ pub enum FromNetwork {
         id: u64,
         /// What it returns, or why it is refused.
         result: Result<Value, ApiError>,
+    },
+    /// A capture that was asked for writes no more.
+    CaptureEnded {
+        /// What became of it.
+        status: CaptureStatus,
     },
 }
 

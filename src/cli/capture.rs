@@ -2,12 +2,14 @@
 //!
 //! The file is opened here and its descriptor goes to the network process (which could not open it), which writes at its
 //! own pace and drops what the file is too slow for, rather than hold traffic up. The capture ends with Ctrl-C or another
-//! signal, at `--max` bytes, or with the network process; each time what was written is a whole file.
+//! signal, at `--max` bytes, or with the sandbox; each time what was written is a whole file. A network process that dies
+//! meanwhile ends a capture into a pipe; a file is gone on with.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,6 +28,8 @@ use crate::telemetry;
 
 /// How often it is looked whether the capture has ended by itself, milliseconds.
 const LOOK: u16 = 500;
+/// How long to wait before a sandbox whose network process is being replaced is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -130,21 +134,29 @@ fn start(target: &Target, file: &str, arguments: StartCapture) -> Result<u32, Fa
 
 /// Waits for a signal, or the capture's own end. None: the sandbox ended, and the file with it.
 fn wait(target: &Target, signals: &SignalFd, id: u32) -> Result<Option<CaptureStatus>, Failure> {
+    let mut told = false;
     loop {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        let told = matches!(poll(&mut fds, PollTimeout::from(LOOK)), Ok(1..));
+        if told {
+            // Asked once more.
+            std::thread::sleep(AGAIN);
+        } else {
+            told = matches!(poll(&mut fds, PollTimeout::from(LOOK)), Ok(1..));
+        }
         let list: Result<CaptureList, ClientError> = target.server.ask("list_captures", ListCaptures {});
         let running = match list {
             Ok(list) => list.captures.iter().any(|c| c.id == id && c.state == CaptureState::Running),
             Err(error) if error.nobody() || matches!(error, ClientError::Closed { .. }) => return Ok(None),
-            // The network process is being replaced: with the old one went the capture.
-            Err(error) if error.code() == Some("gone") => return Ok(None),
+            // The network process is being replaced.
+            Err(error) if matches!(error.code(), Some("gone" | "busy")) => continue,
             Err(error) => return Err(target.failure("list_captures", &error)),
         };
         if told || !running {
             return match target.server.ask("stop_capture", StopCapture { id: Some(id) }) {
                 Ok(status) => Ok(Some(status)),
-                Err(error) if error.nobody() || matches!(error.code(), Some("gone" | "not_found")) => Ok(None),
+                Err(error) if matches!(error.code(), Some("gone" | "busy")) => continue,
+                Err(error) if error.nobody() || error.code() == Some("not_found") => Ok(None),
+                Err(ClientError::Closed { .. }) => Ok(None),
                 Err(error) => Err(target.failure("stop_capture", &error)),
             };
         }
@@ -154,10 +166,7 @@ fn wait(target: &Target, signals: &SignalFd, id: u32) -> Result<Option<CaptureSt
 /// Tells what came of it, as tcpdump does: on stderr, since stdout may be the file.
 fn report(target: &Target, status: Option<&CaptureStatus>, json: bool) -> Result<u8, Failure> {
     let Some(status) = status else {
-        telemetry::say(&format!(
-            "tapway: {} has ended, or its network process; the capture ended there",
-            printable(target.name())
-        ));
+        telemetry::say(&format!("tapway: {} has ended, and the capture with it", printable(target.name())));
         return Ok(0);
     };
     if json {
@@ -177,7 +186,11 @@ fn report(target: &Target, status: Option<&CaptureStatus>, json: bool) -> Result
 fn summary(status: &CaptureStatus) -> String {
     let limit = if status.state == CaptureState::Limit { "; the limit was reached" } else { "" };
     let CaptureStatus { packets, dropped, .. } = status;
-    format!("tapway: {packets} packets, {}, {dropped} dropped{limit}", bytes(status.bytes))
+    let since = match status.sections {
+        0 | 1 => String::new(),
+        n => format!(", since the network process was last replaced ({} times)", n - 1),
+    };
+    format!("tapway: {packets} packets, {}, {dropped} dropped{since}{limit}", bytes(status.bytes))
 }
 
 #[cfg(test)]
@@ -186,10 +199,22 @@ mod tests {
 
     #[test]
     fn what_came_of_it() {
-        let mut status =
-            CaptureStatus { id: 1, packets: 42, bytes: 3072, dropped: 0, state: CaptureState::Stopped, error: None };
+        let mut status = CaptureStatus {
+            id: 1,
+            packets: 42,
+            bytes: 3072,
+            dropped: 0,
+            sections: 1,
+            state: CaptureState::Stopped,
+            error: None,
+        };
         assert_eq!(summary(&status), "tapway: 42 packets, 3.0 KiB, 0 dropped");
         status.state = CaptureState::Limit;
         assert_eq!(summary(&status), "tapway: 42 packets, 3.0 KiB, 0 dropped; the limit was reached");
+        (status.state, status.sections) = (CaptureState::Stopped, 3);
+        assert_eq!(
+            summary(&status),
+            "tapway: 42 packets, 3.0 KiB, 0 dropped, since the network process was last replaced (2 times)"
+        );
     }
 }

@@ -120,8 +120,11 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getpid,
     libc::SYS_sched_getaffinity,
     libc::SYS_getrandom,
-    // Descriptors that we hold.
+    // Descriptors that we hold, captures among them.
     libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_pwrite64,
+    libc::SYS_ftruncate,
 ];
 
 /// Older spellings that some architectures still have.

@@ -7,9 +7,11 @@ use std::os::fd::OwnedFd;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 
+use super::capture::Origin;
 use super::command::DataPlane;
 use super::events;
 use super::observe::Observer;
+use crate::api::attach::Context;
 use crate::api::error::{self, ApiError, Code};
 use crate::api::verbs::capture::{CaptureList, CaptureStarted, CaptureStatus, ListCaptures, StartCapture, StopCapture};
 use crate::api::verbs::observe::SUBSCRIBE;
@@ -18,9 +20,6 @@ use crate::network::capture::CaptureOptions;
 
 /// What only a monitor asks: what went through each published port, by number; those without traffic are left out.
 pub const PORT_TRAFFIC: &str = "port_traffic";
-
-/// Among the arguments of `subscribe`, from a monitor: the client was subscribed already, at a network process that died.
-pub const RESUMED: &str = "resumed";
 
 /// What answers are made of.
 pub struct Answers {
@@ -41,6 +40,17 @@ impl Answers {
         arguments: Map<String, Value>,
         fds: Vec<OwnedFd>,
     ) -> Result<Value, ApiError> {
+        self.answer_in(verb, arguments, fds, Context::default()).await
+    }
+
+    /// The same for a monitor, which knows more than its clients say.
+    pub async fn answer_in(
+        &self,
+        verb: &str,
+        arguments: Map<String, Value>,
+        fds: Vec<OwnedFd>,
+        context: Context,
+    ) -> Result<Value, ApiError> {
         match verb {
             "start_capture" => {
                 let arguments: StartCapture = error::arguments(verb, arguments)?;
@@ -50,7 +60,15 @@ impl Answers {
                         "start_capture: the open file must come with the request, as its one descriptor (SCM_RIGHTS)";
                     return Err(ApiError::new(Code::BadArgument, desc));
                 };
-                let id = self.plane.captures().start(&self.plane, file, &options).await?;
+                let captures = self.plane.captures();
+                let origin = match context {
+                    Context { capture: 0, .. } => None,
+                    Context { resumed: false, capture, .. } => Some(Origin::new(capture)),
+                    Context { resumed: true, capture: id, sections, written } => {
+                        Some(Origin::resumed(id, sections, written))
+                    }
+                };
+                let id = captures.start_from(&self.plane, origin, file, &options).await?;
                 error::value(&CaptureStarted { id })
             }
             "stop_capture" => {
@@ -78,7 +96,7 @@ impl Answers {
                 });
                 error::value(&traffic.collect::<HashMap<usize, PortTraffic>>())
             }
-            SUBSCRIBE => self.subscribe(arguments, fds).map(|()| json!({})),
+            SUBSCRIBE => self.subscribe(arguments, fds, context.resumed).map(|()| json!({})),
             known
                 if Observer::knows(known)
                     && let Some(observer) = &self.observer =>
@@ -91,10 +109,9 @@ impl Answers {
 
     /// Writes events to the client whose connection came along, and first that it is subscribed, unless it was so before
     /// (`resumed`).
-    fn subscribe(&self, mut arguments: Map<String, Value>, fds: Vec<OwnedFd>) -> Result<(), ApiError> {
+    fn subscribe(&self, arguments: Map<String, Value>, fds: Vec<OwnedFd>, resumed: bool) -> Result<(), ApiError> {
         let internal = |what: String| ApiError::new(Code::Internal, what);
         let observer = self.observer.as_ref().ok_or_else(|| internal("nothing is observed".to_owned()))?;
-        let resumed = arguments.remove(RESUMED).is_some();
         let Ok([connection]) = <[OwnedFd; 1]>::try_from(fds) else {
             return Err(internal("the client's connection did not come along".to_owned()));
         };

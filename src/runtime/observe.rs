@@ -194,6 +194,7 @@ impl Observer {
                 echo_sessions: limits.ping_sessions as u64,
             },
             confinement: confinement.clone(),
+            log_level: crate::telemetry::in_force(),
         }
     }
 
@@ -355,7 +356,7 @@ fn mac(Mac(bytes): Mac) -> String {
 }
 
 /// `ADDRESS`, `NETWORK/BITS`, either with `:PORT`, or `:PORT`.
-fn end_filter(text: &str) -> Result<EndFilter, String> {
+pub fn end_filter(text: &str) -> Result<EndFilter, String> {
     let wrong = || format!("'{}' is no ADDRESS, NETWORK/BITS or either with :PORT", text.escape_debug());
     let net =
         |text: &str| -> Option<IpNet> { text.parse().ok().or_else(|| Some(IpNet::from(text.parse::<IpAddr>().ok()?))) };

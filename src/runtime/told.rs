@@ -112,11 +112,17 @@ impl Told {
             ToNetwork::Unlisten { numbers } => {
                 let _ = self.changes.send(Change::Unlisten(numbers)).await;
             }
-            ToNetwork::Ask { id, verb, arguments } => {
-                let (answers, words) = (Rc::clone(&self.answers), self.words.clone());
+            ToNetwork::Ask { id, verb, arguments, context } => {
+                let (answers, words, plane) = (Rc::clone(&self.answers), self.words.clone(), self.plane.clone());
                 tokio::task::spawn_local(async move {
-                    let result = answers.answer(&verb, arguments, fds).await;
+                    let result = answers.answer_in(&verb, arguments, fds, context).await;
+                    let capture = (verb == "start_capture" && result.is_ok()).then_some(context.capture);
                     let _ = words.send(FromNetwork::Answer { id, result }).await;
+                    if let Some(capture) = capture
+                        && let Some(report) = plane.captures().ended(capture).await
+                    {
+                        let _ = words.send(FromNetwork::CaptureEnded { status: report.into() }).await;
+                    }
                 });
             }
             ToNetwork::Attach { .. } | ToNetwork::Metrics | ToNetwork::Start => {

@@ -324,7 +324,8 @@ impl Client {
             match send(self.stream.as_raw_fd(), self.session.output(), flags) {
                 Ok(len) => self.session.handle_sent(len, now),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return true,
+                // One that has not read in time keeps its place no longer.
+                Err(Errno::EAGAIN) => return !self.session.is_done(),
                 Err(_) => return false,
             }
         }

@@ -10,6 +10,8 @@
 //! | `set_dns`, records, hosts | [`Desired`], then the sandbox's files, then the resolver (`ToNetwork::Zone`, `HostDns`) |
 //! | `get_info` | what is known here, and what the network process adds |
 //! | `list_ports` | what is known here, with the network process's counters |
+//! | `set_log_level` | here and by the network process; its successors, being forked, have the level of the monitor |
+//! | captures | the network process; what runs is kept (`sandbox::captures`) and gone on with by a successor |
 //! | all others | the network process, by `ToNetwork::Ask` |
 //!
 //! A client waits for nothing but its own request. A network process that dies meanwhile has its ports told to its
@@ -26,19 +28,23 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::captures::{Captures, Kept, Resumption};
 use super::control::Key;
 use super::edit::Edited;
 use super::files::host_line;
 use super::link::Link;
 use super::published::{Bound, Published};
-use crate::api::attach::{self, AttachError, FromNetwork, MAX_FDS, ToNetwork, VERSION};
+use crate::api::attach::{self, AttachError, Context, FromNetwork, MAX_FDS, ToNetwork, VERSION};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
+use crate::api::verbs::capture::StopCapture;
 use crate::api::verbs::dns::{self, Change as NamesChange};
+use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
 use crate::network::config::{EndpointConfig, Listener};
 use crate::network::desired::{self, Desired};
+use crate::telemetry;
 
 /// How long the network process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BACKLOG: usize = 256;
 /// Numbers of ports in one message.
 const UNLISTEN: usize = 4096;
+/// No client's key.
+const NOBODY: Key = 0;
 
 /// What the monitor knows of the sandbox beside its network.
 #[derive(Clone, Debug)]
@@ -76,6 +84,16 @@ enum For {
     Ports,
     /// `subscribe`.
     Subscription,
+    /// What is done here already, and reaches a successor by itself.
+    Done,
+    /// `start_capture`: its number and what is kept of it.
+    CaptureStart(u32, Kept),
+    /// The same for a successor: nobody waits for the answer.
+    CaptureResume(u32),
+    /// `stop_capture`, of this one.
+    CaptureStop(Option<u32>),
+    /// `list_captures`.
+    CaptureList,
 }
 
 #[derive(Debug)]
@@ -132,6 +150,7 @@ pub struct Desk {
     /// Which change each acknowledgement that is to come belongs to; 0: none that anybody waits for.
     listens: VecDeque<u64>,
     unlistens: VecDeque<u64>,
+    captures: Captures,
     /// Subscribers and their arguments.
     subscribers: BTreeMap<Key, Map<String, Value>>,
     /// Names or servers have changed and are to be told.
@@ -171,6 +190,7 @@ impl Desk {
             last_change: 0,
             listens: VecDeque::new(),
             unlistens: VecDeque::new(),
+            captures: Captures::default(),
             subscribers: BTreeMap::new(),
             names_due: false,
             servers_due: false,
@@ -216,20 +236,27 @@ impl Desk {
         self.subscribers.retain(|&key, _| is_there(key));
     }
 
-    /// Hands every subscriber to a network process that has just begun.
-    pub fn resubscribe(
+    /// Hands every subscriber, and every capture that runs, to a network process that has just begun.
+    pub fn resume(
         &mut self,
         link: &mut Link,
+        now: Duration,
         connection: impl Fn(Key) -> Option<OwnedFd>,
     ) -> Result<(), AttachError> {
         for (key, arguments) in self.subscribers.clone() {
             let Some(fd) = connection(key) else { continue };
-            let mut arguments = arguments;
-            arguments.insert("resumed".to_owned(), Value::Bool(true));
             self.last_ask += 1;
+            let context = Context { resumed: true, ..Context::default() };
             // Nobody waits for the answer.
-            let message = ToNetwork::Ask { id: self.last_ask, verb: "subscribe".to_owned(), arguments };
+            let message = ToNetwork::Ask { id: self.last_ask, verb: "subscribe".to_owned(), arguments, context };
             link.push(&message, vec![Rc::new(fd)])?;
+        }
+        for (number, Resumption { arguments, file, context }) in self.captures.resumptions() {
+            self.last_ask += 1;
+            let message = ToNetwork::Ask { id: self.last_ask, verb: "start_capture".to_owned(), arguments, context };
+            link.push(&message, vec![file])?;
+            let what = For::CaptureResume(number);
+            self.asked.insert(self.last_ask, Asked { key: NOBODY, what, until: now + PATIENCE });
         }
         Ok(())
     }
@@ -357,11 +384,39 @@ impl Desk {
                 Some(Err(error)) => Err(error::bad_arguments(known, &error)),
                 None => Err(ApiError::new(Code::Internal, format!("{known} is nobody's"))),
             },
+            "set_log_level" => match set_log_level(arguments.clone()) {
+                Ok(()) if self.attached => {
+                    return self.ask(key, &verb, arguments, Vec::new(), For::Done, link, now);
+                }
+                Ok(()) => Ok(json!({})),
+                Err(error) => Err(error),
+            },
             "subscribe" => {
                 let fds = connection.into_iter().collect();
                 self.subscribers.insert(key, arguments.clone());
                 return self.ask(key, &verb, arguments, fds, For::Subscription, link, now);
             }
+            "start_capture" => {
+                let mut fds = fds;
+                let number = self.captures.number();
+                let what = match &mut fds[..] {
+                    [file] => match file.try_clone() {
+                        Ok(copy) => For::CaptureStart(number, Kept::new(arguments.clone(), Rc::new(copy))),
+                        // It ends with the network process.
+                        Err(_) => For::Client,
+                    },
+                    // Refused by the network process.
+                    _ => For::Client,
+                };
+                return self.ask_about(key, (&verb, number), arguments, fds, what, link, now);
+            }
+            "stop_capture" => match error::arguments(&verb, arguments.clone()) {
+                Ok(StopCapture { id }) => {
+                    return self.ask(key, &verb, arguments, fds, For::CaptureStop(id), link, now);
+                }
+                Err(error) => Err(error),
+            },
+            "list_captures" => return self.ask(key, &verb, arguments, fds, For::CaptureList, link, now),
             _ => return self.ask(key, &verb, arguments, fds, For::Client, link, now),
         };
         Ok(Some(error::reply(&result)))
@@ -498,13 +553,29 @@ impl Desk {
         link: &mut Link,
         now: Duration,
     ) -> Result<Option<Vec<u8>>, AttachError> {
+        self.ask_about(key, (verb, 0), arguments, fds, what, link, now)
+    }
+
+    /// The same, about the capture of this number.
+    #[allow(clippy::too_many_arguments, reason = "one question, whole")]
+    fn ask_about(
+        &mut self,
+        key: Key,
+        (verb, capture): (&str, u32),
+        arguments: Map<String, Value>,
+        fds: Vec<OwnedFd>,
+        what: For,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
         if !self.attached || link.backlog() >= BACKLOG {
             let error = ApiError::new(Code::Busy, "the network process is starting or busy; ask again");
             return Ok(self.finish(key, what, Err(error)).reply);
         }
         self.last_ask += 1;
         let id = self.last_ask;
-        let message = ToNetwork::Ask { id, verb: verb.to_owned(), arguments };
+        let context = Context { capture, ..Context::default() };
+        let message = ToNetwork::Ask { id, verb: verb.to_owned(), arguments, context };
         match link.push(&message, fds.into_iter().map(Rc::new).collect()) {
             Ok(()) => {}
             Err(AttachError::TooLarge) => {
@@ -543,6 +614,24 @@ impl Desk {
                 let traffic = result.ok().and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default();
                 Some(error::reply(&error::value(&self.ports.list(&traffic))))
             }
+            For::CaptureStart(number, kept) => {
+                if result.is_ok() {
+                    self.captures.handle_begun(number, kept);
+                }
+                Some(error::reply(&result))
+            }
+            For::CaptureResume(number) => {
+                if let Err(error) = result {
+                    self.captures.handle_refused(number, &error);
+                }
+                None
+            }
+            For::CaptureStop(wanted) => Some(error::reply(&self.captures.stop(wanted, result))),
+            For::CaptureList => Some(error::reply(&self.captures.list(result))),
+            For::Done => Some(match result {
+                Err(error) if error.code != Code::Gone => error.reply(),
+                _ => error::success(&json!({})),
+            }),
             For::Subscription => match result {
                 Ok(_) => None,
                 Err(error) => {
@@ -577,6 +666,7 @@ impl Desk {
                 let id = self.unlistens.pop_front().unwrap_or_default();
                 answered.extend(self.acknowledged(id, None, link)?);
             }
+            FromNetwork::CaptureEnded { status } => self.captures.handle_ended(status),
             FromNetwork::Ready | FromNetwork::Failed { .. } => {}
         }
         Ok(answered)
@@ -624,6 +714,7 @@ impl Desk {
     pub fn handle_lost(&mut self) -> Vec<Answered> {
         self.attached = false;
         self.restarts += 1;
+        self.captures.handle_lost();
         let mut answered = Vec::new();
         for (_, change) in std::mem::take(&mut self.changes) {
             answered.push(Answered { key: change.key, reply: Some(change.reply) });
@@ -706,6 +797,13 @@ impl Desk {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
+
+/// Of this process, and of every one that it forks.
+fn set_log_level(arguments: Map<String, Value>) -> Result<(), ApiError> {
+    let SetLogLevel { level } = error::arguments("set_log_level", arguments)?;
+    let refused = |why| ApiError::new(Code::BadArgument, format!("set_log_level: level: {why}"));
+    telemetry::set_level(&level).map_err(refused)
+}
 
 /// One batch of ports.
 fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {

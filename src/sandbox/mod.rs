@@ -14,12 +14,13 @@
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
 //!   [`locked`]: files that are held by a lock;
-//! - [`control`], [`desk`], [`published`], [`edit`]: the control socket, and what is changed there;
+//! - [`control`], [`desk`], [`published`], [`captures`], [`edit`]: the control socket, and what is changed there;
 //! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
 //!
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
 
+pub mod captures;
 pub mod control;
 pub mod desk;
 pub mod edit;

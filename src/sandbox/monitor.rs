@@ -684,7 +684,7 @@ impl Monitor {
         let link = &mut self.network.link;
         self.desk.attach(link, tap, self.pcap.as_ref())?;
         let control = self.control.as_ref();
-        Ok(self.desk.resubscribe(link, |key| control?.connection(key))?)
+        Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
     }
 
     /// Everything that the network process has said.

@@ -14,7 +14,8 @@
 //! what switches it on: `init` stands on the path from `tapway run` to the command.
 //!
 //! [`set_level`] changes both while the process runs: the filter stands behind a lock that only a changed filter takes for
-//! writing, and what it said of each call site is remembered by `tracing` as ever.
+//! writing, and what it said of each call site is remembered by `tracing` as ever. A process that is forked has the level
+//! of the one that forked it.
 //!
 //! Deliberately not here: log files, syslog, rotation (stderr is the caller's to direct), and any log call on the path of
 //! a frame. What a guest can provoke at will is said once, or counted. Control characters in values are escaped
@@ -22,7 +23,7 @@
 
 use std::fmt;
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -55,16 +56,21 @@ pub enum LogFormat {
 pub fn init(verbosity: u8, format: LogFormat) {
     let level = level(verbosity);
     let directives = std::env::var(ENV).ok().filter(|text| !text.is_empty());
-    let (filter, complaint) = match directives.map(|text| EnvFilter::try_new(&text).map_err(|error| (text, error))) {
-        None => (Filter::Level(level), None),
-        Some(Ok(filter)) => (Filter::Directives(Box::new(filter)), None),
-        Some(Err(bad)) => (Filter::Level(level), Some(bad)),
+    let read = directives.map(|text| match EnvFilter::try_new(&text) {
+        Ok(filter) => Ok((filter, text)),
+        Err(error) => Err((text, error)),
+    });
+    let (filter, text, complaint) = match read {
+        None => (Filter::Level(level), level.to_string(), None),
+        Some(Ok((filter, text))) => (Filter::Directives(Box::new(filter)), text, None),
+        Some(Err(bad)) => (Filter::Level(level), level.to_string(), Some(bad)),
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let (subscriber, change) = subscriber(filter, format, verbosity > 0, colour, std::io::stderr);
     // The error of `try_init` says only that a subscriber is there already.
     if subscriber.try_init().is_ok() {
         let _ = CHANGE.set(change);
+        note(&text);
     }
     if let Some((text, error)) = complaint {
         tracing::warn!("{ENV}={text} is not a list of target=level directives ({error}); it is ignored");
@@ -91,7 +97,21 @@ pub enum LevelError {
 /// Sets what is logged from now on: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or directives.
 pub fn set_level(text: &str) -> Result<(), LevelError> {
     let filter = filter_of(text)?;
-    CHANGE.get().and_then(|change| change(filter).ok()).ok_or(LevelError::NoLog)
+    CHANGE.get().and_then(|change| change(filter).ok()).ok_or(LevelError::NoLog)?;
+    note(text);
+    Ok(())
+}
+
+/// As [`in_force`] tells it.
+static IN_FORCE: Mutex<String> = Mutex::new(String::new());
+
+fn note(text: &str) {
+    text.clone_into(&mut IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// What is logged now, in the words that set it: a level or directives. Empty where nothing is.
+pub fn in_force() -> String {
+    IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 fn filter_of(text: &str) -> Result<Filter, LevelError> {

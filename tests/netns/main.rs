@@ -7,7 +7,7 @@
 
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
 const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping jq mtr-tiny netcat-openbsd nginx-light \
-                        procps python3 python3-prometheus-client redis-server redis-tools tcpdump traceroute udhcpc util-linux wrk";
+                        procps python3 python3-prometheus-client redis-server redis-tools tcpdump traceroute tshark udhcpc util-linux wrk";
 
 #[path = "../spaces/mod.rs"]
 mod spaces;
@@ -27,5 +27,7 @@ mod publish;
 mod short;
 mod tcp;
 mod tools;
+mod turns;
 mod udp;
+mod watching;
 mod world;

@@ -124,6 +124,9 @@ pub struct CaptureStatus {
     pub bytes: u64,
     /// Frames that passed the filter and are missing in the file, because it was too slow or its end came first.
     pub dropped: u64,
+    /// Sections of the file: one, and one more for each network process that died meanwhile. Packets and dropped frames
+    /// are those of the last one.
+    pub sections: u32,
     /// Whether it runs.
     pub state: CaptureState,
     /// Why a write failed.
@@ -174,9 +177,16 @@ mod tests {
 
     #[test]
     fn replies() {
-        let status =
-            CaptureStatus { id: 1, packets: 2, bytes: 300, dropped: 0, state: CaptureState::Running, error: None };
-        let json = r#"{"id":1,"packets":2,"bytes":300,"dropped":0,"state":"running"}"#;
+        let status = CaptureStatus {
+            id: 1,
+            packets: 2,
+            bytes: 300,
+            dropped: 0,
+            sections: 1,
+            state: CaptureState::Running,
+            error: None,
+        };
+        let json = r#"{"id":1,"packets":2,"bytes":300,"dropped":0,"sections":1,"state":"running"}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), json);
         assert_eq!(serde_json::from_str::<CaptureStatus>(json).unwrap(), status);
     }

@@ -240,6 +240,8 @@ pub struct NetworkInfo {
     pub limits: LimitInfo,
     /// How each stage of confinement ended: `done`, or what is missing and why.
     pub confinement: BTreeMap<String, String>,
+    /// What is logged: a level or directives, as `set_log_level` takes them.
+    pub log_level: String,
 }
 
 /// Events that can be subscribed to.

@@ -22,6 +22,10 @@
 //!
 //! The monitor opens the file of `--pcap`; that capture is begun before the first frame, is no request's to stop, and
 //! has a place of its own.
+//!
+//! A process may die within a write. So a regular file's position is moved only behind whole blocks, by the writer; with
+//! the duplicate that the monitor holds it outlives the process, and a successor that goes on with the file
+//! ([`Origin::resumed`]) cuts off what lies behind and begins a section of its own.
 
 mod ring;
 #[cfg(test)]
@@ -87,6 +91,12 @@ pub enum CaptureError {
     /// The data plane.
     #[error("the capture found no data plane")]
     Gone(#[source] io::Error),
+    /// The limit leaves no room for another section.
+    #[error("max_bytes {max_bytes} leaves no room to go on")]
+    Full {
+        /// The limit.
+        max_bytes: u64,
+    },
     /// No such number.
     #[error("there is no capture {0}")]
     Unknown(u32),
@@ -101,7 +111,7 @@ pub enum CaptureError {
 impl From<CaptureError> for ApiError {
     fn from(error: CaptureError) -> Self {
         let code = match &error {
-            CaptureError::TooMany => Code::Limit,
+            CaptureError::TooMany | CaptureError::Full { .. } => Code::Limit,
             CaptureError::NotWritable
             | CaptureError::TooSmall { .. }
             | CaptureError::File(_)
@@ -134,6 +144,8 @@ pub struct CaptureReport {
     pub packets: u64,
     /// Length of the file, headers included; what of it this capture wrote.
     pub bytes: u64,
+    /// Sections that it has in the file.
+    pub sections: u32,
     /// Frames that passed the filter and are not in the file: the ring was full, or the write failed. While the capture
     /// runs, only those of a full ring.
     pub dropped: u64,
@@ -153,6 +165,7 @@ pub struct Shared {
     /// Frames in the file. Written by the writer, as is the next.
     packets: AtomicU64,
     bytes: AtomicU64,
+    sections: u32,
     end: OnceLock<End>,
     /// Written by the control plane.
     give_up: AtomicBool,
@@ -166,19 +179,20 @@ impl Shared {
             Some(_) => self.seen.load(Ordering::Acquire).saturating_sub(packets),
             None => self.refused.load(Ordering::Relaxed),
         };
-        CaptureReport { id, packets, bytes: self.bytes.load(Ordering::Relaxed), dropped, end }
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        CaptureReport { id, packets, bytes, sections: self.sections, dropped, end }
     }
 }
 
 impl From<CaptureReport> for CaptureStatus {
-    fn from(CaptureReport { id, packets, bytes, dropped, end }: CaptureReport) -> Self {
+    fn from(CaptureReport { id, packets, bytes, sections, dropped, end }: CaptureReport) -> Self {
         let (state, error) = match end {
             None => (CaptureState::Running, None),
             Some(End::Stopped) => (CaptureState::Stopped, None),
             Some(End::Limit) => (CaptureState::Limit, None),
             Some(End::Failed(why)) => (CaptureState::Failed, Some(why)),
         };
-        Self { id, packets, bytes, dropped, state, error }
+        Self { id, packets, bytes, dropped, sections, state, error }
     }
 }
 
@@ -364,6 +378,29 @@ impl Drop for Ticket {
     }
 }
 
+/// Which capture, and what came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    id: u32,
+    sections: u32,
+    /// Bytes that it has in the file.
+    written: u64,
+    /// The file is gone on with.
+    resumed: bool,
+}
+
+impl Origin {
+    /// One that begins.
+    pub fn new(id: u32) -> Self {
+        Self { id, sections: 1, written: 0, resumed: false }
+    }
+
+    /// One that was begun by a process that died, having written so many bytes; `sections` with the one to come.
+    pub fn resumed(id: u32, sections: u32, written: u64) -> Self {
+        Self { id, sections, written, resumed: true }
+    }
+}
+
 /// A capture and its writer, made but not yet seen by the data plane.
 struct Made {
     capture: Capture,
@@ -372,7 +409,7 @@ struct Made {
 }
 
 fn make(
-    id: u32,
+    origin: Origin,
     fd: OwnedFd,
     options: &CaptureOptions,
     ring_bytes: usize,
@@ -386,15 +423,27 @@ fn make(
     pcap::start(&mut header, options.snap_length);
     let least = (header.len() + pcap::STATISTICS_LEN) as u64;
     let left = match options.max_bytes {
+        Some(max_bytes) if origin.resumed => {
+            max_bytes.checked_sub(origin.written + least).ok_or(CaptureError::Full { max_bytes })?
+        }
         Some(max_bytes) => max_bytes.checked_sub(least).ok_or(CaptureError::TooSmall { max_bytes, least })?,
         None => u64::MAX,
     };
-    let shared = Arc::new(Shared::default());
+    let Origin { id, sections, written, resumed } = origin;
+    let shared = Arc::new(Shared { sections, bytes: written.into(), ..Shared::default() });
     let (filling, chunks) = ring::ring(ring_bytes);
     let (started, first) = oneshot::channel();
     let (ended, last) = watch::channel(());
-    let writer =
-        writer::Writer { fd, header, chunks, shared: Arc::clone(&shared), started: Some(started), ended, tickets };
+    let writer = writer::Writer {
+        fd,
+        resumed,
+        header,
+        chunks,
+        shared: Arc::clone(&shared),
+        started: Some(started),
+        ended,
+        tickets,
+    };
     std::thread::Builder::new()
         .name("capture".into())
         .stack_size(STACK)
@@ -416,10 +465,12 @@ fn make(
     Ok(Made { capture, started: first, ended: last })
 }
 
-/// The capture of `--pcap`, for the data plane to begin with. What goes wrong later is only logged.
+/// The capture of `--pcap`, for the data plane to begin with. What goes wrong later is only logged. The monitor has opened
+/// the file for it alone, so what lies behind its position is of a process that died.
 pub fn of_run(fd: OwnedFd, writers: &Writers, ring_bytes: usize) -> Result<Capture, CaptureError> {
     let ticket = writers.enter(usize::MAX).ok_or(CaptureError::TooMany)?;
-    make(0, fd, &CaptureOptions::default(), ring_bytes, vec![ticket]).map(|made| made.capture)
+    let origin = Origin::resumed(0, 1, 0);
+    make(origin, fd, &CaptureOptions::default(), ring_bytes, vec![ticket]).map(|made| made.capture)
 }
 
 // ---- the control plane's side ----
@@ -467,10 +518,22 @@ impl Captures {
 
     /// Begins a capture into `fd`; returns its number when the data plane serves it.
     pub async fn start(&self, plane: &DataPlane, fd: OwnedFd, options: &CaptureOptions) -> Result<u32, CaptureError> {
+        self.start_from(plane, None, fd, options).await
+    }
+
+    /// The same where somebody else numbers captures, and may have one gone on with.
+    pub async fn start_from(
+        &self,
+        plane: &DataPlane,
+        origin: Option<Origin>,
+        fd: OwnedFd,
+        options: &CaptureOptions,
+    ) -> Result<u32, CaptureError> {
         let bounded = self.requested.enter(MAX_CAPTURES).ok_or(CaptureError::TooMany)?;
         let ticket = self.all.enter(usize::MAX).ok_or(CaptureError::TooMany)?;
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let Made { capture, started, ended } = make(id, fd, options, self.ring_bytes, vec![ticket, bounded])?;
+        let origin = origin.unwrap_or_else(|| Origin::new(self.next_id.fetch_add(1, Ordering::Relaxed)));
+        let id = origin.id;
+        let Made { capture, started, ended } = make(origin, fd, options, self.ring_bytes, vec![ticket, bounded])?;
         // No answer yet is somebody's stalled pipe, which is no error.
         if let Ok(Ok(Err(error))) = tokio::time::timeout(FIRST_BYTES, started).await {
             return Err(CaptureError::File(error));
@@ -498,6 +561,13 @@ impl Captures {
         }
         self.forget(id);
         Ok(shared.report(id))
+    }
+
+    /// Waits for the end of a capture; None if there is no such one.
+    pub async fn ended(&self, id: u32) -> Option<CaptureReport> {
+        let (id, shared, mut ended) = self.find(Some(id)).ok()?;
+        while ended.changed().await.is_ok() {}
+        Some(shared.report(id))
     }
 
     /// Every capture of requests, ended ones too until they are stopped.

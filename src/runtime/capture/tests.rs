@@ -69,7 +69,7 @@ fn options(max_bytes: Option<u64>) -> CaptureOptions {
 fn taken(fd: OwnedFd, options: &CaptureOptions, ring_bytes: usize) -> (Taken, Arc<Shared>, Writers) {
     let writers = Writers::default();
     let mut taken = Taken::new(writers.clone());
-    let made = make(1, fd, options, ring_bytes, vec![writers.enter(1).unwrap()]).unwrap();
+    let made = make(Origin::new(1), fd, options, ring_bytes, vec![writers.enter(1).unwrap()]).unwrap();
     let shared = Arc::clone(&made.capture.shared);
     taken.add(made.capture);
     (taken, shared, writers)
@@ -225,11 +225,40 @@ fn the_limit_is_kept_to_the_byte() {
         assert_eq!(file.tcpdump().len() as u64, packets);
     }
     let file = Temp::new("limit-less");
-    let refused = make(1, file.open(), &options(Some(empty - 1)), RING, vec![]).err().unwrap();
+    let refused = make(Origin::new(1), file.open(), &options(Some(empty - 1)), RING, vec![]).err().unwrap();
     assert_eq!(
         refused.to_string(),
         format!("max_bytes {} is less than the {empty} bytes of a capture file without frames", empty - 1)
     );
+}
+
+/// A process that died within a write leaves half a block behind the position of the file.
+#[test]
+fn a_file_is_gone_on_with_behind_its_last_whole_block() {
+    let file = Temp::new("resumed");
+    let fd = file.open();
+    let (mut taken, _, writers) = taken(fd.try_clone().unwrap(), &options(None), RING);
+    (0..3).for_each(|_| taken.take(Direction::FromGuest, &udp(53, 100)));
+    taken.finish(DRAIN);
+    assert!(writers.wait(DRAIN));
+    let whole = file.length();
+    assert_eq!(nix::unistd::lseek(&fd, 0, nix::unistd::Whence::SeekCur), Ok(whole as i64), "all is committed");
+    // The begin of a block of 140 bytes, where the position does not move.
+    nix::sys::uio::pwrite(&fd, &[6, 0, 0, 0, 140, 0, 0, 0, 1, 2, 3], whole as i64).unwrap();
+    let writers = Writers::default();
+    let tickets = vec![writers.enter(1).unwrap()];
+    let made = make(Origin::resumed(7, 2, whole), fd.try_clone().unwrap(), &options(None), RING, tickets).unwrap();
+    let shared = Arc::clone(&made.capture.shared);
+    let mut taken = Taken::new(writers.clone());
+    taken.add(made.capture);
+    (0..2).for_each(|_| taken.take(Direction::ToGuest, &udp(53, 100)));
+    taken.finish(DRAIN);
+    assert_eq!(file.tcpdump().len(), 5);
+    let report = shared.report(7);
+    assert_eq!((report.sections, report.packets, report.bytes), (2, 2, file.length()));
+    let limit = Some(file.length() + 10);
+    let full = make(Origin::resumed(7, 3, file.length()), fd, &options(limit), RING, vec![]).err().unwrap();
+    assert!(matches!(full, CaptureError::Full { .. }), "{full}");
 }
 
 #[test]
@@ -239,7 +268,7 @@ fn several_captures_see_what_their_filters_pass() {
     let snap_length = 60.try_into().unwrap();
     let filter = CaptureFilter::new(None, Some(53), Some(CaptureProtocol::Udp)).unwrap();
     let narrow = CaptureOptions { filter, snap_length, max_bytes: None };
-    taken.add(make(2, some.open(), &narrow, RING, vec![writers.enter(2).unwrap()]).unwrap().capture);
+    taken.add(make(Origin::new(2), some.open(), &narrow, RING, vec![writers.enter(2).unwrap()]).unwrap().capture);
     for port in [53, 54, 53, 55] {
         taken.take(Direction::FromGuest, &udp(port, 300));
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A descriptor that epoll does not take (a regular file) is written a chunk at a time; it blocks only as long as its file
-//! system does. Any other (a pipe, a socket, a terminal) is waited for and then given at most [`PAGE`] bytes, which a pipe
+//! system does. Its position is moved when a chunk, which is whole blocks, is there ([`Outlet::commit`]). Any other (a pipe, a socket, a terminal) is waited for and then given at most [`PAGE`] bytes, which a pipe
 //! with room takes without blocking; so a reader that stalls is noticed here, where giving up is possible, and the
 //! descriptor's flags, which are shared with whoever passed it, stay as they are.
 //!
@@ -20,8 +20,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::uio::pwrite;
+use nix::unistd::{Whence, ftruncate, lseek};
 use tokio::sync::{oneshot, watch};
 
 use super::ring::Draining;
@@ -37,6 +40,8 @@ const LOOK: u16 = 50;
 pub struct Writer {
     /// The file.
     pub fd: OwnedFd,
+    /// A process that died has written to it: what lies behind its position is half a block.
+    pub resumed: bool,
     /// What starts it.
     pub header: Vec<u8>,
     /// What follows.
@@ -96,9 +101,13 @@ impl Writer {
     }
 
     fn write(&mut self) -> Result<(), Stop> {
-        let out = Outlet::new(&self.fd, &self.shared.give_up)?;
+        let mut out = Outlet::new(&self.fd, &self.shared.give_up)?;
+        if self.resumed {
+            out.cut()?;
+        }
         let mut bytes = std::mem::take(&mut self.header);
         out.write(&bytes, &self.shared).map_err(|(_, stop)| stop)?;
+        out.commit()?;
         if let Some(started) = self.started.take() {
             let _ = started.send(Ok(()));
         }
@@ -109,6 +118,7 @@ impl Writer {
             };
             self.shared.packets.fetch_add(pcap::whole_packets(&chunk.bytes, length), Ordering::Release);
             result?;
+            out.commit()?;
             self.chunks.done(chunk);
         }
         // The data plane has let go: its counters stand.
@@ -116,7 +126,8 @@ impl Writer {
         bytes.clear();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         pcap::statistics(&mut bytes, now, seen, seen.saturating_sub(kept));
-        out.write(&bytes, &self.shared).map_err(|(_, stop)| stop)
+        out.write(&bytes, &self.shared).map_err(|(_, stop)| stop)?;
+        out.commit()
     }
 }
 
@@ -125,6 +136,8 @@ struct Outlet<'a> {
     fd: &'a OwnedFd,
     /// None: a file that is always ready.
     epoll: Option<Epoll>,
+    /// Where the next byte goes, in a file that has positions and does not append.
+    at: Option<i64>,
     give_up: &'a AtomicBool,
 }
 
@@ -136,11 +149,33 @@ impl<'a> Outlet<'a> {
             Err(Errno::EPERM) => None,
             Err(errno) => return Err(errno.into()),
         };
-        Ok(Self { fd, epoll, give_up })
+        let appends = fcntl(fd, FcntlArg::F_GETFL).is_ok_and(|flags| flags & OFlag::O_APPEND.bits() != 0);
+        let at = if epoll.is_some() || appends { None } else { lseek(fd, 0, Whence::SeekCur).ok() };
+        Ok(Self { fd, epoll, at, give_up })
+    }
+
+    /// Cuts off what lies behind the position.
+    fn cut(&self) -> Result<(), Stop> {
+        match self.at {
+            // A device has no length.
+            Some(at) => match ftruncate(self.fd, at) {
+                Err(Errno::EINVAL) | Ok(()) => Ok(()),
+                Err(errno) => Err(errno.into()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// What was written so far is whole.
+    fn commit(&self) -> Result<(), Stop> {
+        if let Some(at) = self.at {
+            lseek(self.fd, at, Whence::SeekSet)?;
+        }
+        Ok(())
     }
 
     /// Writes all of it, or says how much was written.
-    fn write(&self, bytes: &[u8], shared: &Shared) -> Result<(), (usize, Stop)> {
+    fn write(&mut self, bytes: &[u8], shared: &Shared) -> Result<(), (usize, Stop)> {
         let mut written = 0;
         while written < bytes.len() {
             let mut rest = &bytes[written..];
@@ -150,10 +185,15 @@ impl<'a> Outlet<'a> {
                     Err(stop) => return Err((written, stop)),
                 }
             }
-            match nix::unistd::write(self.fd, rest) {
+            let wrote = match self.at {
+                Some(at) => pwrite(self.fd, rest, at),
+                None => nix::unistd::write(self.fd, rest),
+            };
+            match wrote {
                 Ok(0) => return Err((written, Stop::Error(io::ErrorKind::WriteZero.into()))),
                 Ok(n) => {
                     written += n;
+                    self.at = self.at.map(|at| at + n as i64);
                     shared.bytes.fetch_add(n as u64, Ordering::Relaxed);
                 }
                 Err(Errno::EINTR) => {}
