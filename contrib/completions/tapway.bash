@@ -31,6 +31,9 @@ _tapway() {
             tapway,events)
                 cmd="tapway__subcmd__events"
                 ;;
+            tapway,exec)
+                cmd="tapway__subcmd__exec"
+                ;;
             tapway,flows)
                 cmd="tapway__subcmd__flows"
                 ;;
@@ -40,11 +43,20 @@ _tapway() {
             tapway,info)
                 cmd="tapway__subcmd__info"
                 ;;
+            tapway,kill)
+                cmd="tapway__subcmd__kill"
+                ;;
             tapway,port)
                 cmd="tapway__subcmd__port"
                 ;;
+            tapway,ps)
+                cmd="tapway__subcmd__ps"
+                ;;
             tapway,publish)
                 cmd="tapway__subcmd__publish"
+                ;;
+            tapway,rm)
+                cmd="tapway__subcmd__rm"
                 ;;
             tapway,run)
                 cmd="tapway__subcmd__run"
@@ -54,6 +66,9 @@ _tapway() {
                 ;;
             tapway,stats)
                 cmd="tapway__subcmd__stats"
+                ;;
+            tapway,stop)
+                cmd="tapway__subcmd__stop"
                 ;;
             tapway,top)
                 cmd="tapway__subcmd__top"
@@ -92,7 +107,7 @@ _tapway() {
 
     case "${cmd}" in
         tapway)
-            opts="-h -V --help --version run port publish unpublish dns hosts info flows stats events capture top ctl doctor slirp4netns version"
+            opts="-h -V --help --version run ps exec stop kill rm port publish unpublish dns hosts info flows stats events capture top ctl doctor slirp4netns version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -295,6 +310,48 @@ _tapway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tapway__subcmd__exec)
+            opts="-e -w -u -d -i -t -h --env --workdir --user --detach --interactive --tty --help"
+            if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --env)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -e)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --workdir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -w)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -u)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tapway__subcmd__flows)
             opts="-h --protocol --guest --peer --state --limit --kill --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
@@ -415,6 +472,32 @@ _tapway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tapway__subcmd__kill)
+            opts="-s -h --signal --help"
+            if [[ ${cur} != -* && ${COMP_CWORD} -ge 2 ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --signal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tapway__subcmd__port)
             opts="-h --stats --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
@@ -426,6 +509,28 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__ps)
+            opts="-q -f -h --quiet --no-trunc --filter --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --filter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -451,8 +556,26 @@ _tapway() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tapway__subcmd__rm)
+            opts="-f -h --force --help"
+            if [[ ${cur} != -* && ${COMP_CWORD} -ge 2 ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tapway__subcmd__run)
-            opts="-h -p -v -i -t --name --hostname --network --publish --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --pcap --verbose --log-format --interactive --tty --rm --help"
+            opts="-h -p -P -v -i -t --name --hostname --network --publish --publish-all --expose --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --pcap --verbose --log-format --interactive --tty --rm --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -479,6 +602,14 @@ _tapway() {
                     return 0
                     ;;
                 -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --expose)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --link)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -626,6 +757,40 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__stop)
+            opts="-t -s -h --time --signal --help"
+            if [[ ${cur} != -* && ${COMP_CWORD} -ge 2 ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --time)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --signal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -10,15 +10,19 @@ pub mod ctl;
 pub mod dns;
 pub mod doctor;
 pub mod events;
+pub mod exec;
 pub mod flows;
 pub mod hosts;
 pub mod info;
 pub mod port;
+pub mod ps;
 pub mod publish;
 pub mod run;
 pub mod run_args;
+pub mod run_network;
 pub mod slirp4netns;
 pub mod stats;
+pub mod stop;
 pub mod table;
 pub mod target;
 pub mod top;
@@ -48,6 +52,16 @@ pub struct Cli {
 pub enum Action {
     /// Run a command in a sandbox with a network of its own.
     Run(Box<run_args::RunArgs>),
+    /// List the sandboxes that run.
+    Ps(ps::PsArgs),
+    /// Run a further command in a running sandbox.
+    Exec(exec::ExecArgs),
+    /// End sandboxes: TERM to their commands, and KILL after a while.
+    Stop(stop::StopArgs),
+    /// End sandboxes at once, or send their commands a signal.
+    Kill(stop::KillArgs),
+    /// Remove sandboxes.
+    Rm(stop::RmArgs),
     /// Show the published ports of a running sandbox.
     Port(port::PortArgs),
     /// Publish ports of a running sandbox.
@@ -115,6 +129,11 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
+        Action::Ps(args) => ps::main(&args),
+        Action::Exec(args) => exec::main(args),
+        Action::Stop(args) => stop::stop(&args),
+        Action::Kill(args) => stop::kill(&args),
+        Action::Rm(args) => stop::rm(&args),
         Action::Port(args) => port::main(&args),
         Action::Publish(args) => publish::main(&args),
         Action::Unpublish(args) => unpublish::main(&args),

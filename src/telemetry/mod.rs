@@ -20,6 +20,8 @@
 //! a frame. What a guest can provoke at will is said once, or counted. Control characters in values are escaped
 //! by the formatter, so a hostile name cannot drive the user's terminal.
 
+pub mod time;
+
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::OnceLock;

@@ -5,5 +5,6 @@
 
 pub mod capture;
 pub mod dns;
+pub mod life;
 pub mod observe;
 pub mod ports;
