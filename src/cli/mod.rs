@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod complete;
 pub mod ctl;
+pub mod detach;
 pub mod dns;
 pub mod doctor;
 pub mod events;
@@ -14,6 +15,8 @@ pub mod exec;
 pub mod flows;
 pub mod hosts;
 pub mod info;
+pub mod inspect;
+pub mod logs;
 pub mod port;
 pub mod ps;
 pub mod publish;
@@ -56,6 +59,10 @@ pub enum Action {
     Ps(ps::PsArgs),
     /// Run a further command in a running sandbox.
     Exec(exec::ExecArgs),
+    /// Show what is known of sandboxes, as `docker inspect` does.
+    Inspect(inspect::InspectArgs),
+    /// Show what a detached sandbox prints.
+    Logs(logs::LogsArgs),
     /// End sandboxes: TERM to their commands, and KILL after a while.
     Stop(stop::StopArgs),
     /// End sandboxes at once, or send their commands a signal.
@@ -131,6 +138,8 @@ pub fn main() -> ExitCode {
         Action::Run(args) => run::main(*args),
         Action::Ps(args) => ps::main(&args),
         Action::Exec(args) => exec::main(args),
+        Action::Inspect(args) => inspect::main(&args),
+        Action::Logs(args) => logs::main(&args),
         Action::Stop(args) => stop::stop(&args),
         Action::Kill(args) => stop::kill(&args),
         Action::Rm(args) => stop::rm(&args),

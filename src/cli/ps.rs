@@ -1,6 +1,7 @@
 //! `tapway ps`: the sandboxes that run, as `docker ps` lists containers.
 //!
 //! Read off the state files alone, whose locks say who lives; no monitor is asked, so one that is stopped holds up nothing.
+//! With `--all` those are shown, too, that have ended and whose logs are kept.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::table::{Side, Table, line, output};
-use super::{Failure, target};
+use super::{Failure, logs, target};
 use crate::network::config::Listener;
 use crate::sandbox::state::{self, Sandbox};
 use crate::telemetry::time;
@@ -22,7 +23,7 @@ Examples:
   tapway stop $(tapway ps -q)
   tapway ps --filter name=web --filter network=private --json
 
-Filters: id=, name= (a part of it), network=, status=running|created; several of one kind are alternatives.";
+Filters: id=, name= (a part of it), network=, status=running|created|exited; several of one kind are alternatives.";
 
 /// Characters of a command that are shown.
 const COMMAND: usize = 20;
@@ -31,6 +32,9 @@ const COMMAND: usize = 20;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct PsArgs {
+    /// Show those that have ended, too, as long as their logs are kept
+    #[arg(short, long)]
+    pub all: bool,
     /// Print ids alone
     #[arg(short, long)]
     pub quiet: bool,
@@ -48,20 +52,41 @@ pub struct PsArgs {
 /// Does it.
 pub fn main(args: &PsArgs) -> Result<u8, Failure> {
     let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let mut running = state::running(&target::runtime_dir()?);
-    running.retain(|sandbox| fits(sandbox, &filters));
+    let dir = target::runtime_dir()?;
+    let mut all: Vec<Listed> = state::running(&dir).into_iter().map(|sandbox| Listed { sandbox, end: None }).collect();
+    if args.all || filters.iter().any(|filter| *filter == Filter { key: Key::Status, value: EXITED.to_owned() }) {
+        let kept = logs::store(&dir).all();
+        let over = kept.into_iter().filter(|kept| !all.iter().any(|one| one.sandbox.id == kept.sandbox.id));
+        let over: Vec<Listed> = over
+            .map(|kept| Listed {
+                sandbox: Sandbox { ports: Vec::new(), ..kept.sandbox },
+                end: Some((kept.ended, kept.code)),
+            })
+            .collect();
+        all.extend(over);
+    }
+    all.retain(|one| fits(one, &filters));
     // The newest first, as Docker has it.
-    running.sort_by(|a, b| (b.about.created, &a.name).cmp(&(a.about.created, &b.name)));
+    all.sort_by(|a, b| (b.sandbox.about.created, &a.sandbox.name).cmp(&(a.sandbox.about.created, &b.sandbox.name)));
     if args.quiet {
-        return output(&running.iter().map(|sandbox| format!("{}\n", sandbox.id)).collect::<String>());
+        return output(&all.iter().map(|one| format!("{}\n", one.sandbox.id)).collect::<String>());
     }
     let now = time::now();
     if args.json {
-        let all: Vec<Value> = running.iter().map(|sandbox| to_json(sandbox, now)).collect();
+        let all: Vec<Value> = all.iter().map(|one| to_json(one, now)).collect();
         return output(&line(&json!({ "sandboxes": all })));
     }
-    output(&render(&running, now, args.no_trunc))
+    output(&render(&all, now, args.no_trunc))
 }
+
+/// A row.
+struct Listed {
+    sandbox: Sandbox,
+    /// When it ended and with what code, where that is known; None: it runs.
+    end: Option<(Option<u64>, Option<u8>)>,
+}
+
+const EXITED: &str = "exited";
 
 /// One `--filter`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,17 +112,19 @@ impl Filter {
             "id" => Key::Id,
             "name" => Key::Name,
             "network" => Key::Network,
-            "status" if matches!(value, "running" | "created") => Key::Status,
+            "status" if matches!(value, "running" | "created" | EXITED) => Key::Status,
             "status" => {
-                return Err(Failure::usage(format!("invalid filter 'status={value}': give running or created")));
+                return Err(Failure::usage(format!(
+                    "invalid filter 'status={value}': give running, created or exited"
+                )));
             }
             _ => return Err(Failure::usage(format!("invalid filter '{key}'; give id, name, network or status"))),
         };
         Ok(Self { key, value: value.to_owned() })
     }
 
-    fn fits(&self, sandbox: &Sandbox) -> bool {
-        let (about, value) = (&sandbox.about, self.value.as_str());
+    fn fits(&self, one: &Listed) -> bool {
+        let (sandbox, about, value) = (&one.sandbox, &one.sandbox.about, self.value.as_str());
         match self.key {
             Key::Id => sandbox.id.starts_with(value),
             // Docker has a regular expression here; these are the ones that are written.
@@ -112,18 +139,23 @@ impl Filter {
                 }
             }
             Key::Network => about.network_mode == value || about.networks.iter().any(|one| one.network == value),
-            Key::Status => value == state_of(sandbox),
+            Key::Status => value == state_of(one),
         }
     }
 }
 
 /// Any of each kind, and all kinds.
-fn fits(sandbox: &Sandbox, filters: &[Filter]) -> bool {
-    filters.iter().all(|filter| filters.iter().filter(|other| other.key == filter.key).any(|other| other.fits(sandbox)))
+fn fits(one: &Listed, filters: &[Filter]) -> bool {
+    let any = |key| filters.iter().filter(|other| other.key == key).any(|other| other.fits(one));
+    filters.iter().all(|filter| any(filter.key))
 }
 
-fn state_of(sandbox: &Sandbox) -> &'static str {
-    if sandbox.about.started.is_some() { "running" } else { "created" }
+fn state_of(one: &Listed) -> &'static str {
+    match (&one.end, one.sandbox.about.is_started()) {
+        (Some(_), _) => EXITED,
+        (None, true) => "running",
+        (None, false) => "created",
+    }
 }
 
 /// How long ago; nothing where the state file is too old to say.
@@ -131,20 +163,31 @@ fn since(at: Option<u64>, now: Duration) -> Option<String> {
     at.map(|at| time::in_words(now.saturating_sub(Duration::from_millis(at))))
 }
 
-fn status(sandbox: &Sandbox, now: Duration) -> String {
-    since(sandbox.about.started, now).map_or_else(|| "Created".to_owned(), |span| format!("Up {span}"))
+fn status(one: &Listed, now: Duration) -> String {
+    match one.end {
+        None if one.sandbox.about.is_started() => {
+            "Up".to_owned() + &since(one.sandbox.about.started, now).map_or_else(String::new, |span| format!(" {span}"))
+        }
+        None => "Created".to_owned(),
+        Some((at, code)) => {
+            // Of a monitor that was killed nothing is known, but that.
+            let code = code.map_or_else(|| "?".to_owned(), |code| code.to_string());
+            format!("Exited ({code})") + &since(at, now).map_or_else(String::new, |span| format!(" {span} ago"))
+        }
+    }
 }
 
-fn render(running: &[Sandbox], now: Duration, whole: bool) -> String {
+fn render(all: &[Listed], now: Duration, whole: bool) -> String {
     let columns = ["ID", "NAME", "COMMAND", "CREATED", "STATUS", "NETWORK", "PORTS"];
     let mut table = Table::new(&columns.map(|name| (name, Side::Left)));
-    for sandbox in running {
+    for one in all {
+        let sandbox = &one.sandbox;
         table.row([
             sandbox.id.clone(),
             sandbox.name.clone(),
             command(&sandbox.about.command.join(" "), whole),
             since(sandbox.about.created, now).map_or_else(String::new, |span| format!("{span} ago")),
-            status(sandbox, now),
+            status(one, now),
             network(sandbox),
             ports(&sandbox.ports),
         ]);
@@ -204,8 +247,9 @@ fn ports(listeners: &[Listener]) -> String {
     done.join(", ")
 }
 
-fn to_json(sandbox: &Sandbox, now: Duration) -> Value {
-    let about = &sandbox.about;
+fn to_json(one: &Listed, now: Duration) -> Value {
+    let (sandbox, about) = (&one.sandbox, &one.sandbox.about);
+    let (ended, code) = one.end.unwrap_or_default();
     let at = |millis: Option<u64>| millis.map(|millis| time::rfc3339(Duration::from_millis(millis)));
     json!({
         "id": sandbox.id,
@@ -213,8 +257,10 @@ fn to_json(sandbox: &Sandbox, now: Duration) -> Value {
         "command": about.command,
         "created": at(about.created),
         "started": at(about.started),
-        "state": state_of(sandbox),
-        "status": status(sandbox, now),
+        "ended": at(ended),
+        "exit_code": code,
+        "state": state_of(one),
+        "status": status(one, now),
         "pid": sandbox.pid,
         "detached": about.detached,
         "network_mode": about.network_mode,
@@ -260,15 +306,19 @@ mod tests {
     #[test]
     fn a_table_as_dockers() {
         let old = Sandbox { about: About::default(), ports: vec![], name: "old".to_owned(), ..web() };
-        let text = render(&[web(), old], Duration::from_secs(1065), false);
+        let run = |sandbox| Listed { sandbox, end: None };
+        let text = render(&[run(web()), run(old)], Duration::from_secs(1065), false);
         assert_eq!(
             text,
             "ID            NAME   COMMAND                  CREATED             STATUS             NETWORK             PORTS\n\
              0123456789ab  web-1  \"nginx -g daemon \\\"of…\"  About a minute ago  Up About a minute  private 10.0.2.100  \
              0.0.0.0:8080->80/tcp\n\
-             0123456789ab  old    \"\"                                           Created\n"
+             0123456789ab  old    \"\"                                           Up\n"
         );
-        assert!(render(&[web()], Duration::ZERO, true).contains("\"nginx -g daemon \\\"off\\\";\""));
+        assert!(render(&[run(web())], Duration::ZERO, true).contains("\"nginx -g daemon \\\"off\\\";\""));
+        let over = |end| status(&Listed { sandbox: web(), end: Some(end) }, Duration::from_secs(1065));
+        assert_eq!(over((Some(1_035_000), Some(143))), "Exited (143) 30 seconds ago");
+        assert_eq!(over((None, None)), "Exited (?)");
     }
 
     #[test]
@@ -295,7 +345,7 @@ mod tests {
     fn filters() {
         let fit = |texts: &[&str]| {
             let filters: Vec<Filter> = texts.iter().map(|text| Filter::parse(text).unwrap()).collect();
-            fits(&web(), &filters)
+            fits(&Listed { sandbox: web(), end: None }, &filters)
         };
         for good in [
             &[][..],

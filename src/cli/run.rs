@@ -10,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use caps::{CapSet, Capability};
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 
+use super::detach::{self, Side};
 use super::run_args::{RunArgs, Switch};
 use super::run_network::{self, NetworkMode};
 use super::{FAILURE, Failure};
@@ -26,9 +27,11 @@ use crate::network::{plan, publish, resolv};
 use crate::sandbox::command::Start;
 use crate::sandbox::desk::Identity as SandboxIdentity;
 use crate::sandbox::inside::{Scope, Setup};
+use crate::sandbox::logs::output::Output;
+use crate::sandbox::logs::store::{Kept, Store};
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
-use crate::sandbox::state::{About, Address, Attachment};
+use crate::sandbox::state::{About, Address, Attachment, Sandbox};
 use crate::sandbox::users::{self, Identity, UserChoice};
 use crate::sandbox::{control, files, host_dns, jobs, ports, state};
 use crate::sys;
@@ -41,7 +44,20 @@ const DNS_PORT: u16 = 53;
 
 /// Does it; the exit code of the command.
 pub fn main(args: RunArgs) -> Result<u8, Failure> {
-    crate::telemetry::init(args.verbose, args.log_format);
+    if !args.detach {
+        crate::telemetry::init(args.verbose, args.log_format);
+        return run(args, None);
+    }
+    // What is said goes into a file sooner or later.
+    crate::telemetry::init_with(args.verbose, args.log_format, false);
+    match detach::split()? {
+        Side::Caller(waiting) => waiting.wait(),
+        Side::Monitor(ready) => run(args, Some(ready)),
+    }
+}
+
+/// In the foreground, or, with somebody who is to be told when it is up, detached.
+fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     let mut wanted = Wanted::check(&args)?;
     let joining = match &wanted.mode {
         NetworkMode::Container(name) => Some(run_network::join(name, &wanted.name)?),
@@ -63,18 +79,14 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
     let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
-    let about = wanted.about();
-    let entry = state::register(
-        &runtime_dir,
-        &state::Sandbox {
-            id: wanted.id.clone(),
-            name: wanted.name.clone(),
-            pid: std::process::id(),
-            ports: listeners.iter().map(|(listener, _)| *listener).collect(),
-            about: about.clone(),
-        },
-    )
-    .map_err(state_error)?;
+    let sandbox = Sandbox {
+        id: wanted.id.clone(),
+        name: wanted.name.clone(),
+        pid: std::process::id(),
+        ports: listeners.iter().map(|(listener, _)| *listener).collect(),
+        about: wanted.about(ready.is_some()),
+    };
+    let entry = state::register(&runtime_dir, &sandbox).map_err(state_error)?;
     let control = match control::listen_at(entry.socket()) {
         Ok(listener) => Some(listener),
         Err(error) => {
@@ -86,12 +98,16 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         }
     };
     let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
+    let (output, stdio) = match ready {
+        Some(ready) => keep_output(&runtime_dir, sandbox.clone(), args.rm, ready).map(|(o, s)| (Some(o), Some(s)))?,
+        None => (None, None),
+    };
     let shares_terminal = jobs::shares_terminal();
     let foreground = shares_terminal && jobs::is_interactive();
     let (hosts, resolv_conf) = wanted.files();
     let has_interface = wanted.mode == NetworkMode::Private;
     let (v4, v6) = (has_interface.then_some(wanted.v4), wanted.v6.filter(|_| has_interface));
-    let hidden = [Some(runtime_dir), state_dir()].into_iter().flatten().collect();
+    let hidden = [Some(runtime_dir), state::lasting_dir()].into_iter().flatten().collect();
     let plan = Plan {
         setup: Setup {
             scope: match (&wanted.mode, joining) {
@@ -120,7 +136,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
                 foreground,
                 own_session: false,
                 dies_with_parent: false,
-                stdio: None,
+                stdio,
                 signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
                 descriptor_limit,
             },
@@ -134,7 +150,8 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         pcap,
         shares_terminal,
         network_process: crate::runtime::network_process,
-        about,
+        about: sandbox.about,
+        output,
         endpoint: EndpointConfig {
             id: wanted.id,
             mtu: wanted.mtu,
@@ -288,7 +305,7 @@ impl Wanted {
     }
 
     /// What the state file tells of it, before it runs.
-    fn about(&self) -> About {
+    fn about(&self, detached: bool) -> About {
         let mut addresses = vec![Address {
             address: self.v4.guest.into(),
             prefix_len: self.v4.subnet.prefix_len(),
@@ -313,7 +330,7 @@ impl Wanted {
                 NetworkMode::None | NetworkMode::Host => attachment(String::new(), Vec::new()),
                 NetworkMode::Container(_) => Vec::new(),
             },
-            detached: false,
+            detached,
         }
     }
 
@@ -600,11 +617,22 @@ fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {
         })
 }
 
-/// Where definitions of networks live (XDG Base Directory Specification).
-fn state_dir() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
-    Some(base.join("tapway"))
+/// Begins the logs of a detached sandbox; also returns the command's standard streams.
+fn keep_output(
+    runtime_dir: &Path,
+    sandbox: Sandbox,
+    remove: bool,
+    ready: OwnedFd,
+) -> Result<(Output, [OwnedFd; 3]), Failure> {
+    let store = Store::at(&state::lasting_dir().unwrap_or_else(|| runtime_dir.to_owned()));
+    let running = state::running(runtime_dir).into_iter().map(|sandbox| sandbox.id).collect();
+    store.prune(&running, crate::telemetry::time::now());
+    let null = std::fs::File::open("/dev/null")
+        .map_err(|error| Failure { code: FAILURE, line: format!("cannot open /dev/null: {error}") })?;
+    let kept = Kept { sandbox, ended: None, code: None };
+    let (output, stdout, stderr) =
+        Output::begin(store, kept, remove, ready).map_err(|error| Failure::runtime(&error))?;
+    Ok((output, [null.into(), stdout, stderr]))
 }
 
 #[cfg(test)]

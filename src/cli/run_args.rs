@@ -22,6 +22,8 @@ Examples:
       one command with a network of its own
   tapway run --name site -p 8080:80 -- python3 -m http.server 80
       a server inside, reached at port 8080 of the host; 'tapway port site' shows it
+  tapway run -d --name site -p 8080:80 -- python3 -m http.server 80
+      the same in the background: tapway logs -f site, tapway exec site …, tapway stop site
   tapway run --network container:site -- curl http://127.0.0.1/
       a command in the network of another sandbox
   tapway run -p 127.0.0.1::53/udp --add-host db:host-gateway --user keep -- bash
@@ -134,6 +136,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "text|json", default_value = "text")]
     pub log_format: LogFormat,
 
+    /// Run in the background: print the id when the sandbox is up; 'tapway logs' shows its output
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// With --detach: remove the logs when it ends. Nothing else is ever left behind
+    #[arg(long)]
+    pub rm: bool,
+
     /// Accepted out of habit; stdin is always the caller's
     #[arg(short, long, hide = true)]
     pub interactive: bool,
@@ -141,10 +151,6 @@ pub struct RunArgs {
     /// Accepted out of habit; the terminal is always the caller's
     #[arg(short, long, hide = true)]
     pub tty: bool,
-
-    /// Accepted out of habit; nothing is ever left behind
-    #[arg(long, hide = true)]
-    pub rm: bool,
 
     /// Print help
     #[arg(long, action = ArgAction::HelpLong)]

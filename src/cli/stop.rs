@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `stop` | `stop`: TERM, and KILL after ten seconds | nothing of it is left |
 //! | `kill` | `stop` with KILL at once; any other signal: `send_signal` | nothing of it is left; it was sent |
-//! | `rm -f` | as `kill` | nothing of it is left |
+//! | `rm` | nobody: the logs of a sandbox that has ended are removed | they are |
+//! | `rm -f` | as `kill`, if it runs | nothing of it is left |
 //!
 //! Names are printed as they were typed, and errors told, each on a line of its own; several are done at a time.
 
@@ -15,7 +16,7 @@ use serde_json::Value;
 
 use super::table::output;
 use super::target::{self, Target};
-use super::{FAILURE, Failure, printable};
+use super::{FAILURE, Failure, logs, printable};
 use crate::api::client::ClientError;
 use crate::api::verbs::life::{SendSignal, Stop, Stopped};
 use crate::sandbox::life;
@@ -41,8 +42,10 @@ Examples:
 
 const RM_EXAMPLES: &str = "\
 Examples:
+  tapway rm site
+      the logs of a detached sandbox that has ended
   tapway rm -f site
-      ends the sandbox at once, if it runs";
+      ends the sandbox at once, if it runs, and removes its logs";
 
 /// Arguments of `tapway stop`.
 #[derive(Debug, Args)]
@@ -86,19 +89,29 @@ pub struct RmArgs {
 /// `tapway stop`.
 pub fn stop(args: &StopArgs) -> Result<u8, Failure> {
     check_signal(args.signal.as_deref())?;
-    for_each(&args.sandbox, |name| {
-        end(&target::container(name)?, Stop { signal: args.signal.clone(), seconds: args.time })
+    let store = logs::store(&target::runtime_dir()?);
+    for_each(&args.sandbox, |name| match target::container(name) {
+        Ok(target) => end(&target, Stop { signal: args.signal.clone(), seconds: args.time }),
+        // What has ended is as it is to be.
+        Err(_) if store.find(name).is_some() => Ok(()),
+        Err(failure) => Err(failure),
     })
 }
 
 /// `tapway kill`.
 pub fn kill(args: &KillArgs) -> Result<u8, Failure> {
     check_signal(Some(&args.signal))?;
+    let store = logs::store(&target::runtime_dir()?);
     let is_kill = life::parse_signal(&args.signal) == life::parse_signal(KILL);
     for_each(&args.sandbox, |name| {
         let cannot =
             |failure: Failure| Failure { line: format!("cannot kill container: {name}: {}", failure.line), ..failure };
-        let target = target::container(name).map_err(cannot)?;
+        let target = target::container(name).map_err(|failure| match store.find(name) {
+            Some(ended) => {
+                cannot(Failure { line: format!("container {} is not running", ended.sandbox.id), ..failure })
+            }
+            None => cannot(failure),
+        })?;
         if is_kill {
             return end(&target, at_once());
         }
@@ -108,14 +121,24 @@ pub fn kill(args: &KillArgs) -> Result<u8, Failure> {
 
 /// `tapway rm`.
 pub fn rm(args: &RmArgs) -> Result<u8, Failure> {
+    let store = logs::store(&target::runtime_dir()?);
     for_each(&args.sandbox, |name| {
-        let target = match target::container(name) {
+        let target = match (target::container(name), store.find(name)) {
+            (Ok(target), _) => target,
+            (Err(_), Some(ended)) => {
+                store.remove(&ended.sandbox.id);
+                return Ok(());
+            }
             // Docker's words on stderr, and no failure.
-            Err(failure) if args.force => return Err(Failure { code: 0, ..failure }),
-            found => found?,
+            (Err(failure), None) if args.force => return Err(Failure { code: 0, ..failure }),
+            (Err(failure), None) => return Err(failure),
         };
         if args.force {
-            return end(&target, at_once());
+            end(&target, at_once())?;
+            if let Some(sandbox) = &target.sandbox {
+                store.remove(&sandbox.id);
+            }
+            return Ok(());
         }
         let line = format!(
             "cannot remove container \"/{}\": container is running: stop the container before removing or force remove",

@@ -34,6 +34,7 @@ pub mod jobs;
 pub mod join;
 pub mod life;
 pub mod link;
+pub mod logs;
 pub mod mapping;
 pub mod monitor;
 pub mod netlink;

@@ -44,6 +44,7 @@ use super::jobs::{self, Terminal};
 use super::join::JoinError;
 use super::life::{self, Due, Stopping, Wish};
 use super::link::Link;
+use super::logs::output::{Abandoned, Output};
 use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
 use super::state::{self, About, Entry};
@@ -98,6 +99,8 @@ pub struct Plan {
     pub network_process: fn(OwnedFd) -> ExitCode,
     /// What the state file tells of it.
     pub about: About,
+    /// Where the command's output goes, if not to the caller (`tapway run --detach`).
+    pub output: Option<Output>,
 }
 
 impl Plan {
@@ -144,6 +147,9 @@ pub enum RunError {
     /// The other sandbox.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// The caller is gone.
+    #[error(transparent)]
+    Abandoned(#[from] Abandoned),
     /// The first process said why.
     #[error("{0}")]
     Inside(String),
@@ -224,6 +230,21 @@ struct Monitor {
     gone: bool,
     terminal: Terminal,
     stopping: Stopping,
+    output: Option<Output>,
+}
+
+/// What has happened.
+struct Ready {
+    signals: bool,
+    sandbox: bool,
+    network: bool,
+    /// None: there is no watch to wait for.
+    watch: Option<bool>,
+    clients: Vec<(Watched, PollFlags)>,
+    /// Streams of [`Output`].
+    output: Vec<usize>,
+    /// How much of it, at all.
+    count: i32,
 }
 
 /// Lines of the sandbox's files that are ours to change.
@@ -238,12 +259,28 @@ const ALSO_WATCHED: [&str; 1] = ["hosts"];
 
 /// Runs the sandbox to its end: the command's exit code.
 pub fn run(mut plan: Plan) -> Result<u8, RunError> {
+    let mut output = plan.output.take();
+    let result = run_with(plan, &mut output);
+    if let Some(output) = output {
+        // It was not begun.
+        end_output(output, &result);
+    }
+    result
+}
+
+fn end_output(output: Output, result: &Result<u8, RunError>) {
+    let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
+    output.end(code, result.as_ref().err().map(|error| telemetry::chain(error)));
+}
+
+fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
     let signals = jobs::block_signals().map_err(call("block signals"))?;
     // First, so that it starts up while the kernel makes the namespaces.
     let with_network = matches!(plan.setup.scope, Scope::Interface);
     let network = if with_network { Some(start_network(plan.network_process)?) } else { None };
     let (sandbox, init) = start_init(&plan)?;
     plan.about.init = u32::try_from(init.pid.as_raw()).ok();
+    plan.setup.start.stdio = None;
     // These take longest to start, so all else is done while they run.
     let maps = plan.maps.clone();
     let mapping = Mapping::start(init.pid, &maps);
@@ -275,14 +312,20 @@ pub fn run(mut plan: Plan) -> Result<u8, RunError> {
         gone: false,
         terminal,
         stopping: Stopping::default(),
+        output: output.take(),
     };
     let result = monitor.begin(mapping).and_then(|()| monitor.serve(&signals));
     monitor.terminal.take();
     // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
     // as does that of the watch), so it is left to the network process, and runs while we close the rest.
-    let Monitor { sandbox, init, network, tap, pcap, plan, desk, control, watcher, stopping, started, .. } = monitor;
+    let Monitor { sandbox, init, network, tap, pcap, plan, desk, control, watcher, stopping, started, output, .. } =
+        monitor;
     drop(sandbox);
     drop(init);
+    // Nobody prints any more; and the logs are whole before the name is free.
+    if let Some(output) = output {
+        end_output(output, &result);
+    }
     drop(tap);
     drop(pcap);
     let network = network.map(|Network { child, .. }| child);
@@ -341,15 +384,17 @@ fn start_network(body: fn(OwnedFd) -> ExitCode) -> Result<Network, RunError> {
 /// Clones the first process into the new namespaces.
 fn start_init(plan: &Plan) -> Result<(OwnedFd, Child), RunError> {
     let (ours, theirs) = connection()?;
+    let mut keep = vec![theirs.as_fd()];
+    keep.extend(plan.setup.start.stdio.iter().flatten().map(AsFd::as_fd));
     if let Scope::Joined(donor) = &plan.setup.scope {
         let created = plan.namespaces() & (CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID);
-        let init = donor.start_init(created, &[theirs.as_fd()], || inside::main(&theirs, &plan.setup))?;
+        let init = donor.start_init(created, &keep, || inside::main(&theirs, &plan.setup))?;
         return Ok((ours, Child::new(init)));
     }
     match spawn::clone_into(plan.namespaces()) {
         Ok(Forked::Parent(pid)) => Ok((ours, Child::new(pid))),
         Ok(Forked::Child) => spawn::leave_with(|| {
-            spawn::close_all_but(&[theirs.as_fd()]);
+            spawn::close_all_but(&keep);
             inside::main(&theirs, &plan.setup)
         }),
         Err(source) => Err(RunError::Clone { hint: clone_hint(), source }),
@@ -386,25 +431,27 @@ impl Monitor {
 
     fn serve(&mut self, signals: &SignalFd) -> Result<u8, RunError> {
         loop {
-            let (ready, clients, happened) = match self.wait(signals) {
+            let ready = match self.wait(signals) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(source) => return Err(call("poll")(source)),
             };
-            let [signalled, sandbox, network, watched] = ready;
-            let watched = watched.unwrap_or(happened == 0 || self.watcher.is_none());
-            if signalled == Some(true) {
+            let watched = ready.watch.unwrap_or(ready.count == 0 || self.watcher.is_none());
+            if ready.signals {
                 self.handle_signals(signals)?;
             }
-            if sandbox == Some(true)
+            if let Some(output) = &mut self.output {
+                ready.output.iter().for_each(|&what| output.handle(what));
+            }
+            if ready.sandbox
                 && let Some(code) = self.handle_sandbox()?
             {
                 return Ok(code);
             }
-            if network == Some(true) {
+            if ready.network {
                 self.handle_network()?;
             }
-            self.handle_clients(&clients)?;
+            self.handle_clients(&ready.clients)?;
             match self.stopping.poll_due(self.started.elapsed()) {
                 Some(Due::Kill) => self.tell(&ToSandbox::Signal(Signal::SIGKILL as i32))?,
                 Some(Due::End) => return Ok(KILLED),
@@ -422,10 +469,8 @@ impl Monitor {
         }
     }
 
-    /// Waits for something to happen: which of signals, sandbox, network process and watch are ready (None: not waited
-    /// for), and what became of each client.
-    #[allow(clippy::type_complexity, reason = "read at one place")]
-    fn wait(&self, signals: &SignalFd) -> nix::Result<([Option<bool>; 4], Vec<(Watched, PollFlags)>, i32)> {
+    /// Waits for something to happen.
+    fn wait(&self, signals: &SignalFd) -> nix::Result<Ready> {
         let watch = self.watcher.as_ref().and_then(Watcher::fd);
         let now = self.started.elapsed();
         let mut wait = match (&self.watcher, watch) {
@@ -452,11 +497,23 @@ impl Monitor {
         let own = fds.len();
         let clients = self.control.as_ref().map(Server::interests).unwrap_or_default();
         fds.extend(clients.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
-        let happened = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
+        let served = fds.len();
+        let output = self.output.as_ref().map(Output::interests).unwrap_or_default();
+        fds.extend(output.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
+        let count = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
         let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
-        let ready = [Some(0), Some(1), link, watch].map(|at| at.map(|at| !events(&fds[at]).is_empty()));
-        let clients = clients.iter().zip(&fds[own..]).map(|(&(what, ..), fd)| (what, events(fd)));
-        Ok((ready, clients.filter(|(_, events)| !events.is_empty()).collect(), happened))
+        let is_ready = |at: usize| !events(&fds[at]).is_empty();
+        let clients = clients.iter().zip(&fds[own..served]).map(|(&(what, ..), fd)| (what, events(fd)));
+        let output = output.iter().enumerate().filter(|(at, _)| is_ready(served + at)).map(|(_, &(what, ..))| what);
+        Ok(Ready {
+            signals: is_ready(0),
+            sandbox: is_ready(1),
+            network: link.is_some_and(is_ready),
+            watch: watch.map(is_ready),
+            clients: clients.filter(|(_, events)| !events.is_empty()).collect(),
+            output: output.collect(),
+            count,
+        })
     }
 
     /// Whatever clients did, and what they ask for.
@@ -560,14 +617,18 @@ impl Monitor {
             self.answer(late);
         }
         if std::mem::take(&mut self.desk.stale) {
-            let Identity { id, name } = self.plan.identity.clone();
-            let (ports, about) = (self.desk.ports.listeners(), self.plan.about.clone());
-            let state = state::Sandbox { id, name, pid: std::process::id(), ports, about };
-            if let Err(error) = self.plan.entry.update(&state) {
-                tracing::warn!("{}", telemetry::chain(&error));
-            }
+            self.write_state();
         }
         Ok(())
+    }
+
+    fn write_state(&self) {
+        let Identity { id, name } = self.plan.identity.clone();
+        let (ports, about) = (self.desk.ports.listeners(), self.plan.about.clone());
+        let state = state::Sandbox { id, name, pid: std::process::id(), ports, about };
+        if let Err(error) = self.plan.entry.update(&state) {
+            tracing::warn!("{}", telemetry::chain(&error));
+        }
     }
 
     fn handle_signals(&mut self, signals: &SignalFd) -> Result<(), RunError> {
@@ -638,7 +699,11 @@ impl Monitor {
             }
             FromSandbox::Started => {
                 self.plan.about.started = Some(state::now());
-                self.desk.stale = true;
+                // Whoever waits for the sandbox finds it running.
+                self.write_state();
+                if let Some(output) = &mut self.output {
+                    output.up(&self.plan.about)?;
+                }
             }
             FromSandbox::Stopped => {
                 // With a shared terminal the shell that started us is to see a stopped job.

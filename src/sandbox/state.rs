@@ -70,6 +70,13 @@ pub struct About {
     pub detached: bool,
 }
 
+impl About {
+    /// True if the command was started, as far as the file can tell: those of an older tapway say nothing of it.
+    pub fn is_started(&self) -> bool {
+        self.started.is_some() || self.created.is_none()
+    }
+}
+
 /// One attachment to a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -166,6 +173,14 @@ pub fn runtime_dir(xdg: Option<OsString>) -> Result<PathBuf, StateError> {
         }
     }
     last
+}
+
+/// Where that lives which outlives a session: definitions of networks, logs (XDG Base Directory Specification). None
+/// without a home; nothing is made.
+pub fn lasting_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(base.join("tapway"))
 }
 
 /// A directory of this user's that nobody else can write to. Not followed if it is a link.
