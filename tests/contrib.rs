@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use clap::{Command, CommandFactory};
+use clap::{ArgAction, Command, CommandFactory};
 use clap_complete::Shell;
 use tapway::cli::Cli;
 
@@ -25,10 +25,13 @@ fn shown() -> Command {
     command.subcommand_required(true).subcommands(shown)
 }
 
-/// Names of the commands that are about a sandbox.
-fn about_a_sandbox() -> Vec<String> {
-    let first = |sub: &&Command| sub.get_positionals().next().is_some_and(|arg| arg.get_id() == "sandbox");
-    Cli::command().get_subcommands().filter(first).map(|sub| sub.get_name().to_owned()).collect()
+/// Names of the commands that are about a sandbox, and whether they take several.
+fn about_a_sandbox() -> Vec<(String, bool)> {
+    let first = |sub: &Command| {
+        let arg = sub.get_positionals().next().filter(|arg| arg.get_id() == "sandbox")?;
+        Some((sub.get_name().to_owned(), matches!(arg.get_action(), ArgAction::Append)))
+    };
+    Cli::command().get_subcommands().filter_map(first).collect()
 }
 
 /// Names of the commands of `tapway network` that are about networks that exist.
@@ -81,21 +84,31 @@ fn with_networks(shell: Shell, mut text: String) -> String {
 fn with_sandboxes(shell: Shell, mut text: String) -> String {
     match shell {
         Shell::Bash => {
-            for name in about_a_sandbox() {
+            for (name, several) in about_a_sandbox() {
+                let place = if several { "-ge" } else { "-eq" };
                 let head = format!("        tapway__subcmd__{name})\n");
                 let at = text.find(&head).unwrap() + head.len();
                 let first = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then\n";
                 let at = at + text[at..].find(first).unwrap();
-                let names = "            if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then\n                \
-                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete sandboxes 2>/dev/null)\" -- \"${cur}\") )\n                \
-                    return 0\n            fi\n";
-                text.insert_str(at, names);
+                let names = format!(
+                    "            if [[ ${{cur}} != -* && ${{COMP_CWORD}} {place} 2 ]] ; then\n                \
+                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete sandboxes 2>/dev/null)\" -- \"${{cur}}\") )\n                \
+                    return 0\n            fi\n"
+                );
+                text.insert_str(at, &names);
             }
         }
         Shell::Zsh => {
-            let about = ":sandbox -- Name or id of the sandbox, a process in it, or a socket:";
-            assert_eq!(text.matches(about).count(), about_a_sandbox().len());
-            text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_sandboxes"));
+            let mut count = 0;
+            for about in [
+                ":sandbox -- Name or id of the sandbox, a process in it, or a socket:",
+                ":sandbox -- Name or id of the sandbox:",
+                ":sandbox -- Names or ids of sandboxes:",
+            ] {
+                count += text.matches(about).count();
+                text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_sandboxes"));
+            }
+            assert_eq!(count, about_a_sandbox().len());
             let helper = "(( $+functions[_tapway_sandboxes] )) ||\n_tapway_sandboxes() {\n    local -a names\n    \
                 names=(${(f)\"$(_call_program sandboxes tapway __complete sandboxes 2>/dev/null)\"})\n    \
                 _alternative 'sandboxes:sandbox:compadd -a names' 'sockets:socket:_files'\n}\n\n";
@@ -104,8 +117,7 @@ fn with_sandboxes(shell: Shell, mut text: String) -> String {
         }
         _ => {
             let names = "-a \"(tapway __complete sandboxes 2>/dev/null)\" -d 'Sandbox'";
-            let line =
-                |name: String| format!("complete -c tapway -n \"__fish_tapway_using_subcommand {name}\" {names}");
+            let line = |(name, _)| format!("complete -c tapway -n \"__fish_tapway_using_subcommand {name}\" {names}");
             text += &(about_a_sandbox().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
         }
     }

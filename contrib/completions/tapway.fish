@@ -27,6 +27,13 @@ end
 complete -c tapway -n "__fish_tapway_needs_command" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print version'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "ps" -d 'List the sandboxes that run'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "exec" -d 'Run a further command in a running sandbox'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "inspect" -d 'Show what is known of sandboxes, as `docker inspect` does'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "logs" -d 'Show what a detached sandbox prints'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "stop" -d 'End sandboxes: TERM to their commands, and KILL after a while'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "kill" -d 'End sandboxes at once, or send their commands a signal'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "rm" -d 'Remove sandboxes'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "network" -d 'Make, show and remove networks that sandboxes share'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "port" -d 'Show the published ports of a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "publish" -d 'Publish ports of a running sandbox'
@@ -45,8 +52,10 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be s
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join; \'private\' is a network of the sandbox\'s own' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l link -d 'Accepted to be refused in words: links need a shared network' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
@@ -63,13 +72,41 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -l metrics-listen -d 
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l pcap -d 'Write every frame to this file (pcapng)' -r -F
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l log-format -d 'Form of log lines' -r -f -a "text\t'For people'
 json\t'One JSON object a line'"
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s P -l publish-all -d 'Publish every port of --expose that has no -p of its own, at a host port that is chosen'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-host-loopback -d 'Let the gateway address reach servers that listen on the host\'s 127.0.0.1 and ::1 only'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-link-local -d 'Let 169.254.0.0/16 be reached (metadata services of clouds live there)'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s v -l verbose -d 'Tell more; repeat for more still'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s d -l detach -d 'Run in the background: print the id when the sandbox is up; \'tapway logs\' shows its output'
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'With --detach: remove the logs when it ends. Nothing else is ever left behind'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'Accepted out of habit; nothing is ever left behind'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -s f -l filter -d 'Only those that fit' -r
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -s a -l all -d 'Show those that have ended, too, as long as their logs are kept'
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -s q -l quiet -d 'Print ids alone'
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -l no-trunc -d 'Show whole commands'
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s e -l env -d 'Set a variable of its environment' -r
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s w -l workdir -d 'Where it starts [default: where the caller is, or / if that is hidden inside]' -r -F
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s u -l user -d 'User inside [default: that of the sandbox\'s command]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s d -l detach -d 'Do not wait for it; its standard streams are /dev/null'
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -s n -l tail -d 'Only so many lines at the end, or \'all\'' -r
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -l since -d 'Only what came after: a time such as 2026-01-31T12:00:00Z, or a span before now such as 10m' -r
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -s f -l follow -d 'Go on as more comes, until the sandbox ends'
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -s t -l timestamps -d 'Print the time of each line'
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand stop" -s t -l time -d 'Seconds after which the command is killed [default: 10]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand stop" -s s -l signal -d 'Signal that is sent first [default: TERM]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand stop" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand kill" -s s -l signal -d 'Signal to send' -r
+complete -c tapway -n "__fish_tapway_using_subcommand kill" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand rm" -s f -l force -d 'End those that run, and do not mind those that are not there'
+complete -c tapway -n "__fish_tapway_using_subcommand rm" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "create" -d 'Make a network'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "ls" -d 'List networks'
@@ -218,6 +255,12 @@ complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l disable-dn
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s h -l help -d 'print this and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s v -l version -d 'print what this is and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand exec" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand inspect" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand logs" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand stop" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand kill" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand rm" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand port" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand publish" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand unpublish" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'

@@ -15,14 +15,14 @@
 //! Deliberately not here: several requests under way at once, and trying again.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 pub const MAX_REPLY: u64 = 32 << 20;
 /// Longest event, in bytes.
 pub const MAX_EVENT: u64 = 1 << 20;
+/// Descriptors taken with one answer.
+const MAX_FDS: usize = 8;
 /// Longest path that an address holds (unix(7)), in bytes.
 const LONGEST: usize = 107;
 /// How long to wait for a server that is busy: 5000 ports are opened in a second.
@@ -290,6 +292,30 @@ impl Server {
         self.answer(verb, &reply)
     }
 
+    /// Asks one thing whose answer has descriptors with it.
+    pub fn ask_for_descriptors<T: DeserializeOwned>(
+        &self,
+        verb: &str,
+        arguments: impl Serialize,
+    ) -> Result<(T, Vec<OwnedFd>), ClientError> {
+        let mut stream = self.connect()?;
+        let request = self.request(verb, arguments)?;
+        send(&mut stream, &request, None).map_err(|source| self.failed("write to", source))?;
+        let (mut reply, mut fds) = (Vec::new(), Vec::new());
+        loop {
+            let mut bytes = [0; 4096];
+            match receive(&stream, &mut bytes, &mut fds).map_err(|source| self.failed("read from", source))? {
+                0 if reply.is_empty() => return Err(ClientError::Closed { path: self.path.clone() }),
+                0 => break,
+                length => reply.extend_from_slice(&bytes[..length]),
+            }
+            if reply.len() as u64 > MAX_REPLY {
+                return Err(ClientError::TooLarge { path: self.path.clone(), limit: MAX_REPLY });
+            }
+        }
+        Ok((self.answer(verb, &reply)?, fds))
+    }
+
     fn request(&self, verb: &str, arguments: impl Serialize) -> Result<Vec<u8>, ClientError> {
         let foreign = |source| self.foreign(verb, source);
         let arguments = serde_json::to_value(arguments).map_err(foreign)?;
@@ -400,6 +426,26 @@ impl Events {
     pub fn buffered(&self) -> bool {
         self.0.stream.buffer().contains(&b'\n')
     }
+}
+
+/// Reads what is there, with descriptors, which are close-on-exec.
+fn receive(stream: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut iov = [IoSliceMut::new(bytes)];
+    let message = loop {
+        match recvmsg::<()>(stream.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::Error::EINTR) => {}
+            result => break result?,
+        }
+    };
+    if let Ok(all) = message.cmsgs() {
+        for cmsg in all {
+            if let ControlMessageOwned::ScmRights(raw) = cmsg {
+                fds.extend(raw.into_iter().map(crate::sys::fd::adopt));
+            }
+        }
+    }
+    Ok(message.bytes)
 }
 
 /// Sends everything, the descriptor beside the first byte.

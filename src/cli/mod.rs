@@ -7,21 +7,28 @@
 pub mod capture;
 pub mod complete;
 pub mod ctl;
+pub mod detach;
 pub mod dns;
 pub mod doctor;
 pub mod events;
+pub mod exec;
 pub mod flows;
 pub mod format;
 pub mod hosts;
 pub mod info;
+pub mod inspect;
+pub mod logs;
 pub mod metrics_listen;
 pub mod network;
 pub mod port;
+pub mod ps;
 pub mod publish;
 pub mod run;
 pub mod run_args;
+pub mod run_network;
 pub mod slirp4netns;
 pub mod stats;
+pub mod stop;
 pub mod table;
 pub mod target;
 pub mod top;
@@ -51,6 +58,20 @@ pub struct Cli {
 pub enum Action {
     /// Run a command in a sandbox with a network of its own.
     Run(Box<run_args::RunArgs>),
+    /// List the sandboxes that run.
+    Ps(ps::PsArgs),
+    /// Run a further command in a running sandbox.
+    Exec(exec::ExecArgs),
+    /// Show what is known of sandboxes, as `docker inspect` does.
+    Inspect(inspect::InspectArgs),
+    /// Show what a detached sandbox prints.
+    Logs(logs::LogsArgs),
+    /// End sandboxes: TERM to their commands, and KILL after a while.
+    Stop(stop::StopArgs),
+    /// End sandboxes at once, or send their commands a signal.
+    Kill(stop::KillArgs),
+    /// Remove sandboxes.
+    Rm(stop::RmArgs),
     /// Make, show and remove networks that sandboxes share.
     Network(network::NetworkArgs),
     /// Show the published ports of a running sandbox.
@@ -120,6 +141,13 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
+        Action::Ps(args) => ps::main(&args),
+        Action::Exec(args) => exec::main(args),
+        Action::Inspect(args) => inspect::main(&args),
+        Action::Logs(args) => logs::main(&args),
+        Action::Stop(args) => stop::stop(&args),
+        Action::Kill(args) => stop::kill(&args),
+        Action::Rm(args) => stop::rm(&args),
         Action::Network(args) => network::main(&args),
         Action::Port(args) => port::main(&args),
         Action::Publish(args) => publish::main(&args),

@@ -89,7 +89,8 @@ impl Ports {
         Ok(ports)
     }
 
-    fn of_state(listeners: Vec<Listener>) -> Self {
+    /// Those of a state file.
+    pub fn of_state(listeners: Vec<Listener>) -> Self {
         let port = |l: Listener| Port {
             id: Value::Null,
             proto: l.proto,
@@ -125,7 +126,7 @@ impl Ports {
     }
 
     /// Docker's `NetworkSettings.Ports`.
-    fn render_json(&self) -> String {
+    pub fn docker(&self) -> Value {
         let mut map = Map::new();
         for p in &self.ports {
             let host = json!({ "HostIp": p.host_addr.to_string(), "HostPort": p.host_port.to_string() });
@@ -134,7 +135,7 @@ impl Ports {
                 hosts.push(host);
             }
         }
-        line(&Value::Object(map))
+        Value::Object(map)
     }
 
     fn render_stats(&self) -> String {
@@ -188,7 +189,7 @@ pub fn main(args: &PortArgs) -> Result<u8, Failure> {
             output(&line(&reply))
         }
         (true, ..) => output(&ports.render_stats()),
-        (false, true, _) => output(&ports.render_json()),
+        (false, true, _) => output(&line(&ports.docker())),
         (false, false, _) => output(&ports.render(wanted.is_some())),
     }
 }
@@ -248,7 +249,7 @@ mod tests {
     #[test]
     fn json() {
         assert_eq!(
-            ports().select(Some((80, Proto::Tcp))).render_json(),
+            line(&ports().select(Some((80, Proto::Tcp))).docker()),
             "{\"80/tcp\":[{\"HostIp\":\"0.0.0.0\",\"HostPort\":\"8080\"},{\"HostIp\":\"::\",\"HostPort\":\"8080\"}]}\n"
         );
     }

@@ -10,25 +10,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use caps::{CapSet, Capability};
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::SigSet;
 
+use super::detach::{self, Side};
 use super::run_args::{RunArgs, Switch};
+use super::run_network::{self, NetworkMode};
 use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
 use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
 use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish, resolv};
+use crate::sandbox::command::Start;
 use crate::sandbox::desk::Identity as SandboxIdentity;
-use crate::sandbox::inside::Setup;
+use crate::sandbox::inside::{Scope, Setup};
+use crate::sandbox::logs::output::Output;
+use crate::sandbox::logs::store::{Kept, Store};
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
+use crate::sandbox::state::{About, Address, Attachment, Sandbox};
 use crate::sandbox::users::{self, Identity, UserChoice};
-use crate::sandbox::{control, files, host_dns, state};
+use crate::sandbox::{control, files, host_dns, jobs, state};
 use crate::sys;
 
 /// Longest host name (HOST_NAME_MAX, limits.h) and longest label of one (RFC 1035, section 2.3.4).
@@ -39,23 +45,50 @@ const DNS_PORT: u16 = 53;
 
 /// Does it; the exit code of the command.
 pub fn main(args: RunArgs) -> Result<u8, Failure> {
-    crate::telemetry::init(args.verbose, args.log_format);
-    let wanted = Wanted::check(&args)?;
+    if !args.detach {
+        crate::telemetry::init(args.verbose, args.log_format);
+        return run(args, None);
+    }
+    // What is said goes into a file sooner or later.
+    crate::telemetry::init_with(args.verbose, args.log_format, false);
+    match detach::split()? {
+        Side::Caller(waiting) => waiting.wait(),
+        Side::Monitor(ready) => run(args, Some(ready)),
+    }
+}
+
+/// In the foreground, or, with somebody who is to be told when it is up, detached.
+fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
+    let mut wanted = Wanted::check(&args)?;
+    let joining = match &wanted.mode {
+        NetworkMode::Container(name) => Some(run_network::join(name, &wanted.name)?),
+        _ => None,
+    };
+    if let Some(joining) = &joining {
+        let choice = args.user.as_deref().map(users::parse_user).transpose().map_err(Failure::usage)?;
+        (wanted.identity, wanted.switch_user) = joining.user(choice)?;
+        wanted.maps = Maps::Written;
+        wanted.mode = NetworkMode::Container(joining.sandbox.id.clone());
+        wanted.hostname.clone_from(&joining.sandbox.about.hostname);
+    }
+    if wanted.mode.discards_ports() && !wanted.publish.is_empty() {
+        let mode = wanted.mode.name();
+        crate::telemetry::say(&format!("WARNING: Published ports are discarded when using {mode} network mode"));
+        wanted.publish.clear();
+    }
     let descriptor_limit = raise_descriptor_limit();
     let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
     let metrics = wanted.metrics.map(metrics_listen::bind).transpose()?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
-    let entry = state::register(
-        &runtime_dir,
-        &state::Sandbox {
-            id: wanted.id.clone(),
-            name: wanted.name.clone(),
-            pid: std::process::id(),
-            ports: listeners.iter().map(|(listener, _)| *listener).collect(),
-        },
-    )
-    .map_err(state_error)?;
+    let sandbox = Sandbox {
+        id: wanted.id.clone(),
+        name: wanted.name.clone(),
+        pid: std::process::id(),
+        ports: listeners.iter().map(|(listener, _)| *listener).collect(),
+        about: wanted.about(ready.is_some()),
+    };
+    let entry = state::register(&runtime_dir, &sandbox).map_err(state_error)?;
     let control = match control::listen_at(entry.socket()) {
         Ok(listener) => Some(listener),
         Err(error) => {
@@ -67,31 +100,48 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         }
     };
     let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
-    let shares_terminal = std::fs::File::open("/dev/tty").is_ok();
-    let foreground = shares_terminal && is_interactive();
-    let hosts = files::hosts_text(&wanted.hostname, Some(&wanted.v4), wanted.v6.as_ref(), &wanted.add_host);
-    let mut resolvers = vec![IpAddr::V4(wanted.v4.dns)];
-    resolvers.extend(wanted.v6.map(|plan| IpAddr::V6(plan.dns)));
-    let hidden = [Some(runtime_dir), state_dir()].into_iter().flatten().collect();
+    let (output, stdio) = match ready {
+        Some(ready) => keep_output(&runtime_dir, sandbox.clone(), args.rm, ready).map(|(o, s)| (Some(o), Some(s)))?,
+        None => (None, None),
+    };
+    let shares_terminal = jobs::shares_terminal();
+    let foreground = shares_terminal && jobs::is_interactive();
+    let (hosts, resolv_conf) = wanted.files();
+    let has_interface = wanted.mode == NetworkMode::Private;
+    let (v4, v6) = (has_interface.then_some(wanted.v4), wanted.v6.filter(|_| has_interface));
+    let hidden = [Some(runtime_dir), state::lasting_dir()].into_iter().flatten().collect();
     let plan = Plan {
         setup: Setup {
+            scope: match (&wanted.mode, joining) {
+                (_, Some(joining)) => Scope::Joined(joining.donor),
+                (NetworkMode::None, _) => Scope::Loopback,
+                (NetworkMode::Host, _) => Scope::Host,
+                _ => Scope::Interface,
+            },
             mac: wanted.guest_mac,
             mtu: wanted.mtu,
-            v4: Some(wanted.v4),
-            v6: wanted.v6,
+            v4,
+            v6,
             hostname: wanted.hostname.clone(),
             hosts,
-            resolv_conf: resolv::render(&resolvers, &wanted.dns_search, &wanted.dns_options),
+            resolv_conf,
             hidden,
             own_pids: wanted.own_pids,
             identity: wanted.identity,
-            switch_user: wanted.switch_user,
             ping_groups: wanted.ping_groups,
-            own_group: !shares_terminal || foreground,
-            foreground,
-            signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
-            descriptor_limit,
-            command: wanted.command,
+            start: Start {
+                command: wanted.command,
+                environment: Vec::new(),
+                directory: None,
+                identity: wanted.switch_user.then_some(wanted.identity),
+                own_group: !shares_terminal || foreground,
+                foreground,
+                own_session: false,
+                dies_with_parent: false,
+                stdio,
+                signal_mask: SigSet::thread_get_mask().unwrap_or(SigSet::empty()),
+                descriptor_limit,
+            },
         },
         maps: wanted.maps,
         desired: wanted.desired,
@@ -103,13 +153,15 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
         pcap,
         shares_terminal,
         network_process: crate::runtime::network_process,
+        about: sandbox.about,
+        output,
         endpoint: EndpointConfig {
             id: wanted.id,
             mtu: wanted.mtu,
             guest_mac: wanted.guest_mac,
             gateway_mac: plan::GATEWAY_MAC,
-            v4: Some(wanted.v4),
-            v6: wanted.v6,
+            v4,
+            v6,
             offloads: Offloads::default(),
             allow_host_loopback: args.allow_host_loopback,
             allow_link_local: args.allow_link_local,
@@ -127,6 +179,7 @@ pub fn main(args: RunArgs) -> Result<u8, Failure> {
 struct Wanted {
     id: String,
     name: String,
+    mode: NetworkMode,
     hostname: String,
     publish: Vec<publish::Publish>,
     metrics: Option<SocketAddr>,
@@ -151,12 +204,8 @@ struct Wanted {
 impl Wanted {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
         let usage = |error: &dyn std::error::Error| Failure::usage(crate::telemetry::chain(error));
-        if args.network != "private" {
-            return Err(Failure::usage(format!(
-                "network '{}' is not known; this version has only --network private",
-                args.network
-            )));
-        }
+        let mode = NetworkMode::parse(&args.network)?;
+        mode.check(args)?;
         let mut random = [0; 16];
         sys::random::fill(&mut random).map_err(|error| Failure::runtime(&error))?;
         let [i0, i1, i2, i3, i4, i5, m0, m1, m2, subnet @ ..] = random;
@@ -168,8 +217,17 @@ impl Wanted {
                 state::MAX_NAME
             )));
         }
-        let hostname = args.hostname.clone().unwrap_or_else(|| id.clone());
-        check_hostname(&hostname)?;
+        let hostname = match (&args.hostname, &mode) {
+            (Some(name), _) => {
+                check_hostname(name)?;
+                name.clone()
+            }
+            // As Docker has it; what the host is called need not be what we would let pass.
+            (None, NetworkMode::Host) => {
+                nix::unistd::gethostname().map_or_else(|_| id.clone(), |name| name.to_string_lossy().into_owned())
+            }
+            (None, _) => id.clone(),
+        };
         // A kernel without IPv6 has no such directory. What was asked for by name is not dropped silently.
         let ipv6_exists = Path::new("/proc/sys/net/ipv6").exists();
         let ipv6 = args.ipv6 == Switch::On && ipv6_exists;
@@ -186,7 +244,11 @@ impl Wanted {
             Some(text) => plan::parse_mac(text).map_err(|error| usage(&error))?,
             None => plan::random_mac([m0, m1, m2]),
         };
-        let publish = publish::parse_all(&args.publish).map_err(|error| usage(&error))?;
+        let mut publish = publish::parse_all(&args.publish).map_err(|error| usage(&error))?;
+        let exposed = publish::parse_exposed(&args.expose).map_err(|error| usage(&error))?;
+        if args.publish_all {
+            publish::publish_exposed(&mut publish, exposed);
+        }
         let metrics = args.metrics_listen.as_deref().map(metrics_listen::parse).transpose()?;
         let dns = args.dns.iter().map(|text| parse_dns(text)).collect::<Result<Vec<_>, _>>()?;
         let host = host_dns::read(Path::new(host_dns::RESOLV_CONF));
@@ -209,7 +271,7 @@ impl Wanted {
         let dns_options = words_or("resolver option", &args.dns_option, host.options)?;
         let mut add_host: Vec<(String, IpAddr)> = Vec::new();
         for text in &args.add_host {
-            let host = parse_add_host(text, &v4)?;
+            let host = parse_add_host(text, &mode, &v4)?;
             // Once is enough.
             if !add_host.contains(&host) {
                 add_host.push(host);
@@ -225,6 +287,7 @@ impl Wanted {
         Ok(Self {
             id,
             name,
+            mode,
             publish,
             metrics,
             mtu,
@@ -245,6 +308,73 @@ impl Wanted {
             ping_groups: users.ping_groups,
             command,
         })
+    }
+
+    /// What the state file tells of it, before it runs.
+    fn about(&self, detached: bool) -> About {
+        let mut addresses = vec![Address {
+            address: self.v4.guest.into(),
+            prefix_len: self.v4.subnet.prefix_len(),
+            gateway: self.v4.gateway.into(),
+        }];
+        addresses.extend(self.v6.map(|plan| Address {
+            address: plan.guest.into(),
+            prefix_len: plan.subnet.prefix_len(),
+            gateway: plan.gateway.into(),
+        }));
+        let mac = self.guest_mac.0.map(|byte| format!("{byte:02x}")).join(":");
+        let attachment = |mac, addresses| vec![Attachment { network: self.mode.name(), mac, addresses }];
+        About {
+            created: Some(state::now()),
+            started: None,
+            init: None,
+            command: self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            hostname: self.hostname.clone(),
+            network_mode: self.mode.name(),
+            networks: match &self.mode {
+                NetworkMode::Private | NetworkMode::Named(_) => attachment(mac, addresses),
+                NetworkMode::None | NetworkMode::Host => attachment(String::new(), Vec::new()),
+                NetworkMode::Container(_) => Vec::new(),
+            },
+            detached,
+        }
+    }
+
+    /// Texts of /etc/hosts and /etc/resolv.conf; None where the host's own are to be seen, or another sandbox's.
+    fn files(&self) -> (Option<String>, Option<String>) {
+        let own_hosts = |v4, v6| files::hosts_text(&self.hostname, v4, v6, &self.add_host);
+        match &self.mode {
+            NetworkMode::Private | NetworkMode::Named(_) => {
+                let mut resolvers = vec![IpAddr::V4(self.v4.dns)];
+                resolvers.extend(self.v6.map(|plan| IpAddr::V6(plan.dns)));
+                let resolv_conf = resolv::render(&resolvers, &self.dns_search, &self.dns_options);
+                (Some(own_hosts(Some(&self.v4), self.v6.as_ref())), Some(resolv_conf))
+            }
+            NetworkMode::None => (Some(own_hosts(None, None)), self.resolv_conf_of_host()),
+            NetworkMode::Host => {
+                let hosts = (!self.add_host.is_empty()).then(|| {
+                    let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+                    for (name, address) in &self.add_host {
+                        text = text.trim_end_matches('\n').to_owned() + "\n" + &files::host_line(*address, name) + "\n";
+                    }
+                    text
+                });
+                (hosts, self.resolv_conf_of_host())
+            }
+            NetworkMode::Container(_) => (None, None),
+        }
+    }
+
+    /// The host's, unless something in it is to be different.
+    fn resolv_conf_of_host(&self) -> Option<String> {
+        let host = host_dns::read(Path::new(host_dns::RESOLV_CONF));
+        let given = self.desired.dns().servers.as_ref();
+        if given.is_none() && self.dns_search == host.search && self.dns_options == host.options {
+            return None;
+        }
+        let servers: Vec<IpAddr> =
+            given.cloned().unwrap_or_else(|| host_dns::servers(&host)).iter().map(SocketAddr::ip).collect();
+        Some(resolv::render(&servers, &self.dns_search, &self.dns_options))
     }
 }
 
@@ -325,12 +455,16 @@ fn words_or(what: &str, given: &[String], host: Vec<String>) -> Result<Vec<Strin
 }
 
 /// `NAME:IP`, `NAME=IP`; IP may be in brackets, or `host-gateway`.
-fn parse_add_host(text: &str, v4: &PlanV4) -> Result<(String, IpAddr), Failure> {
+fn parse_add_host(text: &str, mode: &NetworkMode, v4: &PlanV4) -> Result<(String, IpAddr), Failure> {
     let bad = |why: &str| Failure::usage(format!("host entry '{text}' {why}; write NAME:IP or NAME:host-gateway"));
     let (name, address) = text.split_once([':', '=']).ok_or_else(|| bad("has no address"))?;
     check_hostname(name).map_err(|_| bad("has no usable name"))?;
     if address == "host-gateway" {
-        return Ok((name.to_owned(), IpAddr::V4(v4.gateway)));
+        return match mode {
+            NetworkMode::None => Err(bad("has no gateway to name: there is none with --network none")),
+            NetworkMode::Host => Ok((name.to_owned(), IpAddr::V4(Ipv4Addr::LOCALHOST))),
+            _ => Ok((name.to_owned(), IpAddr::V4(v4.gateway))),
+        };
     }
     let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
     let address = bare.parse().map_err(|_| bad("has no IP address"))?;
@@ -489,20 +623,22 @@ fn open_capture(path: &Path) -> Result<OwnedFd, Failure> {
         })
 }
 
-/// Where definitions of networks live (XDG Base Directory Specification).
-pub(super) fn state_dir() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
-    Some(base.join("tapway"))
-}
-
-/// Whether the command is to have the terminal for itself, as an interactive shell expects: it reads it, writes it, and it
-/// is ours to give. In a pipeline it is not: the others need the terminal as well.
-fn is_interactive() -> bool {
-    use std::io::IsTerminal;
-    std::io::stdin().is_terminal()
-        && std::io::stdout().is_terminal()
-        && nix::unistd::tcgetpgrp(std::io::stdin()) == Ok(nix::unistd::getpgrp())
+/// Begins the logs of a detached sandbox; also returns the command's standard streams.
+fn keep_output(
+    runtime_dir: &Path,
+    sandbox: Sandbox,
+    remove: bool,
+    ready: OwnedFd,
+) -> Result<(Output, [OwnedFd; 3]), Failure> {
+    let store = Store::at(&state::lasting_dir().unwrap_or_else(|| runtime_dir.to_owned()));
+    let running = state::running(runtime_dir).into_iter().map(|sandbox| sandbox.id).collect();
+    store.prune(&running, crate::telemetry::time::now());
+    let null = std::fs::File::open("/dev/null")
+        .map_err(|error| Failure { code: FAILURE, line: format!("cannot open /dev/null: {error}") })?;
+    let kept = Kept { sandbox, ended: None, code: None };
+    let (output, stdout, stderr) =
+        Output::begin(store, kept, remove, ready).map_err(|error| Failure::runtime(&error))?;
+    Ok((output, [null.into(), stdout, stderr]))
 }
 
 #[cfg(test)]
@@ -537,6 +673,9 @@ mod tests {
     #[test]
     fn habits_are_accepted() {
         assert!(check("-it --rm --net private --network=private").is_ok());
+        for mode in ["none", "host", "container:x"] {
+            assert!(check(&format!("--network {mode}")).is_ok_and(|w| w.mode.name() == mode));
+        }
         assert!(check("-i -t -h box").is_ok_and(|w| w.hostname == "box"));
     }
 
@@ -544,7 +683,6 @@ mod tests {
     fn bad_values_are_usage_errors_that_name_them() {
         for (words, value) in [
             ("--network bridge", "'bridge'"),
-            ("--net host", "'host'"),
             ("--name a/b", "'a/b'"),
             ("--name=", "''"),
             ("--hostname=-x-", "'-x-'"),

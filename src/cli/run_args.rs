@@ -22,6 +22,10 @@ Examples:
       one command with a network of its own
   tapway run --name site -p 8080:80 -- python3 -m http.server 80
       a server inside, reached at port 8080 of the host; 'tapway port site' shows it
+  tapway run -d --name site -p 8080:80 -- python3 -m http.server 80
+      the same in the background: tapway logs -f site, tapway exec site …, tapway stop site
+  tapway run --network container:site -- curl http://127.0.0.1/
+      a command in the network of another sandbox
   tapway run -p 127.0.0.1::53/udp --add-host db:host-gateway --user keep -- bash
       a shell under your own user id; the host is 'db' inside
   tapway run --name site -p 8080:80 --metrics-listen 9100 -- python3 -m http.server 80
@@ -49,13 +53,26 @@ pub struct RunArgs {
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
 
-    /// Network to join; 'private' is a network of the sandbox's own
+    /// Network to join: 'private' (one of the sandbox's own), 'none' (only lo), 'host', or 'container:NAME' (another
+    /// sandbox's)
     #[arg(long, alias = "net", value_name = "NETWORK", default_value = "private")]
     pub network: String,
 
     /// Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90
     #[arg(short, long, value_name = "SPEC")]
     pub publish: Vec<String>,
+
+    /// Publish every port of --expose that has no -p of its own, at a host port that is chosen
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+
+    /// Port for -P: PORT[-END][/tcp|udp]
+    #[arg(long, value_name = "PORT")]
+    pub expose: Vec<String>,
+
+    /// Accepted to be refused in words: links need a shared network
+    #[arg(long, value_name = "NAME[:ALIAS]", hide = true)]
+    pub link: Vec<String>,
 
     /// MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6)
     #[arg(long, value_name = "BYTES", default_value_t = u32::from(crate::network::plan::DEFAULT_MTU))]
@@ -125,6 +142,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "text|json", default_value = "text")]
     pub log_format: LogFormat,
 
+    /// Run in the background: print the id when the sandbox is up; 'tapway logs' shows its output
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// With --detach: remove the logs when it ends. Nothing else is ever left behind
+    #[arg(long)]
+    pub rm: bool,
+
     /// Accepted out of habit; stdin is always the caller's
     #[arg(short, long, hide = true)]
     pub interactive: bool,
@@ -132,10 +157,6 @@ pub struct RunArgs {
     /// Accepted out of habit; the terminal is always the caller's
     #[arg(short, long, hide = true)]
     pub tty: bool,
-
-    /// Accepted out of habit; nothing is ever left behind
-    #[arg(long, hide = true)]
-    pub rm: bool,
 
     /// Print help
     #[arg(long, action = ArgAction::HelpLong)]

@@ -11,15 +11,23 @@
 //! refused. A process is looked for by its network namespace, which those of the monitor's children are compared with,
 //! and else by its parents.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::api::client::{ClientError, Server};
+use crate::api::verbs::life::Namespaces;
 use crate::sandbox::state::{self, Sandbox};
 
 use super::{FAILURE, Failure, USAGE};
 
 /// Parents that are climbed at most.
 const GENERATIONS: usize = 256;
+
+/// How long a sandbox that is starting is waited for.
+const STARTING: Duration = Duration::from_secs(5);
 
 /// Somebody who can be asked.
 #[derive(Clone, Debug)]
@@ -48,7 +56,42 @@ pub fn runtime_dir() -> Result<PathBuf, Failure> {
     state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(|error| Failure::runtime(&error))
 }
 
+/// The running sandbox of this name or id, in Docker's words where there is none.
+pub fn container(typed: &str) -> Result<Target, Failure> {
+    let dir = runtime_dir()?;
+    match state::find(&dir, typed) {
+        Ok(sandbox) => Ok(Target::of(&dir, &sandbox)),
+        Err(_) => Err(Failure { code: FAILURE, line: format!("No such container: {typed}") }),
+    }
+}
+
 impl Target {
+    /// The sandbox of this state file.
+    pub fn of(dir: &Path, sandbox: &Sandbox) -> Self {
+        let server = Server::at(state::socket(dir, &sandbox.id));
+        Self { server, sandbox: Some(sandbox.clone()), typed: sandbox.name.clone() }
+    }
+
+    /// Its namespaces and, last, its first process.
+    pub fn namespaces(&self) -> Result<(Namespaces, Vec<OwnedFd>), Failure> {
+        const VERB: &str = "get_namespaces";
+        let deadline = Instant::now() + STARTING;
+        loop {
+            let (namespaces, fds): (Namespaces, Vec<OwnedFd>) = match self.server.ask_for_descriptors(VERB, json!({})) {
+                Err(error) if error.code() == Some("busy") && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                result => result.map_err(|error| self.failure(VERB, &error))?,
+            };
+            if fds.len() == namespaces.namespaces.len() + 1 {
+                return Ok((namespaces, fds));
+            }
+            let line = format!("sandbox {} did not hand out all of its namespaces", self.name());
+            return Err(Failure { code: FAILURE, line });
+        }
+    }
+
     /// A short name for headings.
     pub fn name(&self) -> &str {
         self.sandbox.as_ref().map_or(&self.typed, |sandbox| &sandbox.name)
@@ -227,7 +270,7 @@ mod tests {
     }
 
     fn sandbox(name: &str, id: &str, pid: u32) -> Sandbox {
-        Sandbox { id: id.to_owned(), name: name.to_owned(), pid, ports: Vec::new() }
+        Sandbox { id: id.to_owned(), name: name.to_owned(), pid, ports: Vec::new(), about: state::About::default() }
     }
 
     fn running() -> Vec<Sandbox> {

@@ -106,6 +106,28 @@ pub fn parse_all<S: AsRef<str>>(specs: &[S]) -> Result<Vec<Publish>, PublishErro
     Ok(all)
 }
 
+/// Reads all `--expose` of a command: `PORT[-END][/tcp|udp]`, each a port whose host port is chosen.
+pub fn parse_exposed<S: AsRef<str>>(specs: &[S]) -> Result<Vec<Publish>, PublishError> {
+    let mut all = Vec::new();
+    for spec in specs {
+        let spec = spec.as_ref();
+        if spec.contains(':') {
+            return Err(PublishError { spec: spec.to_owned(), fault: Fault::Port(spec.to_owned()) });
+        }
+        all.extend(parse(spec)?);
+    }
+    Ok(all)
+}
+
+/// `-P`: publishes every exposed port that is not published already.
+pub fn publish_exposed(published: &mut Vec<Publish>, exposed: Vec<Publish>) {
+    for port in exposed {
+        if !published.iter().any(|other| (other.guest_port, other.proto) == (port.guest_port, port.proto)) {
+            published.push(port);
+        }
+    }
+}
+
 /// True if two of one transport and one fixed port can never both be bound: their addresses overlap.
 fn clash(a: &Publish, b: &Publish) -> bool {
     let covers = |wide: Option<IpAddr>, other: Option<IpAddr>| match (wide, other) {
@@ -217,6 +239,19 @@ mod tests {
 
     fn tcp(host: Option<&str>, host_port: HostPort, guest_port: u16) -> Publish {
         Publish { host: host.map(|h| h.parse().unwrap()), host_port, guest_port, proto: Proto::Tcp }
+    }
+
+    #[test]
+    fn exposed_ports() {
+        let mut published = parse_all(&["8080:80"]).unwrap();
+        publish_exposed(&mut published, parse_exposed(&["80", "443", "80/udp", "7-8", "443"]).unwrap());
+        let ports: Vec<String> = published.iter().map(|p| format!("{}/{}", p.guest_port, p.proto)).collect();
+        assert_eq!(ports, ["80/tcp", "443/tcp", "80/udp", "7/tcp", "8/tcp"]);
+        assert!(published[1..].iter().all(|p| p.host.is_none() && p.host_port == HostPort::Chosen));
+        for bad in ["8080:80", "http", "", "80/sctp"] {
+            let error = parse_exposed(&[bad]).unwrap_err().to_string();
+            assert!(error.contains(&format!("'{bad}'")), "{error}");
+        }
     }
 
     #[test]

@@ -13,9 +13,9 @@
 //! to be handed to a successor, and so that its end is seen.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +24,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, send, socket, sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, send,
+    sendmsg, socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 
@@ -43,6 +44,8 @@ pub const REQUESTS: usize = 64;
 const MEMORY: usize = 1 << 20;
 /// A short one.
 const SHORT: usize = 8 * 1024;
+/// Descriptors sent with one reply.
+pub const MAX_OUTGOING: usize = 8;
 /// Clients that wait to be served; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// How long nobody is accepted when descriptors run out.
@@ -98,6 +101,8 @@ struct Client {
     session: Session,
     /// Descriptors that came with what is not answered yet.
     fds: Vec<OwnedFd>,
+    /// Descriptors that go with the first byte of what is to be sent.
+    outgoing: Vec<OwnedFd>,
     came: Duration,
     subscribed: bool,
     /// It will send no more.
@@ -202,6 +207,7 @@ impl Server {
                         stream,
                         session,
                         fds: Vec::new(),
+                        outgoing: Vec::new(),
                         came: now,
                         subscribed: false,
                         silent: false,
@@ -252,7 +258,13 @@ impl Server {
 
     /// The answer to a client's request; lost if the client has left.
     pub fn reply(&mut self, key: Key, reply: Vec<u8>, now: Duration) {
+        self.reply_with(key, reply, Vec::new(), now);
+    }
+
+    /// The same, with descriptors (at most [`MAX_OUTGOING`]), which are closed here when they are sent.
+    pub fn reply_with(&mut self, key: Key, reply: Vec<u8>, fds: Vec<OwnedFd>, now: Duration) {
         let Some(client) = self.clients.get_mut(&key) else { return };
+        client.outgoing = fds;
         client.session.reply(reply, now);
         // There may be another request behind the answered one.
         self.more = true;
@@ -321,8 +333,19 @@ impl Client {
     fn pump(&mut self, now: Duration) -> bool {
         while !self.session.output().is_empty() {
             let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-            match send(self.stream.as_raw_fd(), self.session.output(), flags) {
-                Ok(len) => self.session.handle_sent(len, now),
+            let sent = if self.outgoing.is_empty() {
+                send(self.stream.as_raw_fd(), self.session.output(), flags)
+            } else {
+                // One request, one reply: what is to be sent is the reply that they belong to, from its start.
+                let raw: Vec<RawFd> = self.outgoing.iter().map(AsRawFd::as_raw_fd).collect();
+                let iov = [IoSlice::new(self.session.output())];
+                sendmsg::<()>(self.stream.as_raw_fd(), &iov, &[ControlMessage::ScmRights(&raw)], flags, None)
+            };
+            match sent {
+                Ok(len) => {
+                    self.outgoing.clear();
+                    self.session.handle_sent(len, now);
+                }
                 Err(Errno::EINTR) => {}
                 // One that has not read in time keeps its place no longer.
                 Err(Errno::EAGAIN) => return !self.session.is_done(),

@@ -12,6 +12,7 @@
 //! | `list_ports` | what is known here, with the network process's counters |
 //! | `set_log_level` | here and by the network process; its successors, being forked, have the level of the monitor |
 //! | captures | the network process; what runs is kept (`sandbox::captures`) and gone on with by a successor |
+//! | `get_namespaces`, `send_signal`, `stop` | the monitor itself, see `sandbox::life` |
 //! | all others | the network process, by `ToNetwork::Ask` |
 //!
 //! A client waits for nothing but its own request. A network process that dies meanwhile has its ports told to its
@@ -420,6 +421,38 @@ impl Desk {
             _ => return self.ask(key, &verb, arguments, fds, For::Client, link, now),
         };
         Ok(Some(error::reply(&result)))
+    }
+
+    /// The reply to a request where there is no network process, because the sandbox has no interface of its own:
+    /// `network` says whose it uses.
+    pub fn obey_without_network(
+        &self,
+        Request { verb, arguments }: Request,
+        network: &str,
+        uptime: Duration,
+    ) -> Vec<u8> {
+        let empty = |Nothing {}: Nothing| ();
+        match verb.as_str() {
+            "get_info" => {
+                let info = error::arguments(&verb, arguments).map(empty).map(|()| {
+                    let mut info = self.info(uptime);
+                    // Of an interface that is not there.
+                    for name in ["mtu", "mac", "v4", "v6", "offloads", "network_pid", "network_restarts"] {
+                        info.remove(name);
+                    }
+                    info.insert("network".to_owned(), network.into());
+                    Value::Object(info)
+                });
+                return error::reply(&info);
+            }
+            "list_ports" => {
+                let none = error::arguments(&verb, arguments).map(|verbs::ListPorts {}| json!({ "ports": [] }));
+                return error::reply(&none);
+            }
+            _ => {}
+        }
+        let desc = format!("{verb}: sandbox {} has no network of its own ({network})", self.identity.name);
+        ApiError::new(Code::Unsupported, desc).reply()
     }
 
     fn names(&mut self, request: dns::Request) -> Result<Value, ApiError> {

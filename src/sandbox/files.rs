@@ -90,6 +90,15 @@ pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extr
     text
 }
 
+/// What is to be found at an entry.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// A file of ours with this text.
+    Text(&'a str),
+    /// A detached mount of a file.
+    Mount(OwnedFd),
+}
+
 /// The generated files, where they lie and where they belong. Keeps what is needed to put them back.
 #[derive(Debug)]
 pub struct Files {
@@ -100,12 +109,12 @@ pub struct Files {
 }
 
 impl Files {
-    /// Writes `files` (entry, text) on a tmpfs of their own, mounts each onto its entry, and leaves `covered` empty. Also
-    /// returns each file, open to read and write.
+    /// Places `files` (entry, content) on a tmpfs of their own, mounts each onto its entry, and leaves `covered` empty.
+    /// Also returns each file that has our text, open to read and write.
     ///
     /// The tmpfs is mounted on the first of `covered`, which is then covered once more: so it needs no directory of
     /// its own and is not seen.
-    pub fn place(covered: &[PathBuf], files: &[(&str, &str)]) -> Result<(Self, Vec<OwnedFd>), FilesError> {
+    pub fn place(covered: &[PathBuf], files: Vec<(&str, Content<'_>)>) -> Result<(Self, Vec<OwnedFd>), FilesError> {
         let Some(spot) = covered.first() else {
             return Err(FilesError::Open { path: PathBuf::new(), source: Errno::ENOENT });
         };
@@ -113,8 +122,12 @@ impl Files {
         let store = open_path(spot).map_err(|source| FilesError::Open { path: spot.clone(), source })?;
         let mut this = Self { store, placed: Vec::new() };
         let mut opened = Vec::new();
-        for &(entry, text) in files {
+        for (entry, content) in files {
             let entry = PathBuf::from(entry);
+            let (text, mounted) = match content {
+                Content::Text(text) => (text, None),
+                Content::Mount(tree) => ("", Some(tree)),
+            };
             let path = spot.join(entry.file_name().unwrap_or(OsStr::new("file")));
             let write = || -> std::io::Result<OwnedFd> {
                 use std::io::Write as _;
@@ -123,7 +136,16 @@ impl Files {
                 file.write_all(text.as_bytes())?;
                 Ok(file.into())
             };
-            opened.push(write().map_err(|source| FilesError::Write { path: path.clone(), source })?);
+            let written = write().map_err(|source| FilesError::Write { path: path.clone(), source })?;
+            match mounted {
+                None => opened.push(written),
+                Some(tree) => {
+                    // It stays here, in our own mounts, to be put back from.
+                    let attach = open_path(&path).and_then(|at| sys::mount::attach_tree(tree.as_fd(), at.as_fd()));
+                    let what = "another sandbox's file";
+                    attach.map_err(|source| FilesError::Mount { what, path: path.clone(), source })?;
+                }
+            }
             let file = open_path(&path).map_err(|source| FilesError::Open { path: path.clone(), source })?;
             this.placed.push((file, entry));
         }

@@ -10,31 +10,27 @@
 //!
 //! It never executes anything but the command, and keeps its capabilities over the sandbox only to put files back.
 
-use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{
-    Gid, Pid, Uid, execvp, getpid, pipe2, read, setgroups, sethostname, setpgid, setresgid, setresuid, tcsetpgrp, write,
-};
+use nix::unistd::{Pid, sethostname, tcsetpgrp};
 
-use super::files::{self, Files, FilesError};
+use super::command::{Fault, Start};
+use super::files::{self, Content, Files, FilesError};
+use super::join::Donor;
 use super::netlink::{self, NetlinkError};
 use super::proto::{FromSandbox, ToSandbox};
 use super::tap::{self, TapError};
 use super::users::Identity;
 use crate::api::attach::{self, AttachError};
 use crate::network::config::{Mac, PlanV4, PlanV6};
-use crate::sys::spawn::{self, Forked};
 use crate::telemetry;
 
 /// Name of the interface.
@@ -43,9 +39,36 @@ pub const INTERFACE: &str = "eth0";
 /// How long a sandbox without a PID namespace goes on killing what its command left behind.
 const KILL_TIME: Duration = Duration::from_secs(2);
 
+/// Where the sandbox is.
+#[derive(Debug)]
+pub enum Scope {
+    /// In a network namespace of its own, with eth0.
+    Interface,
+    /// In one with nothing but lo.
+    Loopback,
+    /// In the host's network.
+    Host,
+    /// In another sandbox's network, with its host name and files.
+    Joined(Donor),
+}
+
+impl Scope {
+    /// As it is said to whoever wants to change the network.
+    pub fn network(&self) -> &'static str {
+        match self {
+            Self::Interface => "it has eth0",
+            Self::Loopback => "--network none",
+            Self::Host => "--network host",
+            Self::Joined(_) => "it uses another sandbox's; ask that one",
+        }
+    }
+}
+
 /// Everything the first process must know; it has it from the monitor's memory.
 #[derive(Debug)]
 pub struct Setup {
+    /// Where the sandbox is.
+    pub scope: Scope,
     /// The guest's MAC.
     pub mac: Mac,
     /// The guest's MTU.
@@ -56,30 +79,20 @@ pub struct Setup {
     pub v6: Option<PlanV6>,
     /// Host name.
     pub hostname: String,
-    /// Text of /etc/hosts.
-    pub hosts: String,
-    /// Text of /etc/resolv.conf.
-    pub resolv_conf: String,
+    /// Text of /etc/hosts; None: the host's own.
+    pub hosts: Option<String>,
+    /// Text of /etc/resolv.conf; None: the host's own.
+    pub resolv_conf: Option<String>,
     /// tapway's own directories, to be hidden; the first exists.
     pub hidden: Vec<PathBuf>,
     /// A PID namespace of its own.
     pub own_pids: bool,
     /// Who the command is, inside.
     pub identity: Identity,
-    /// The first process is another user than that (privileged callers).
-    pub switch_user: bool,
     /// First and last group that may open ping sockets inside: as many as are mapped.
     pub ping_groups: (u32, u32),
-    /// The command gets a process group of its own (there is no terminal to share, or it is to have it for itself).
-    pub own_group: bool,
-    /// That group is the terminal's foreground, with the terminal as its standard input.
-    pub foreground: bool,
-    /// Signals that the caller had blocked, and so the command.
-    pub signal_mask: SigSet,
-    /// The caller's limits on open descriptors, soft and hard, which the monitor may have raised for itself.
-    pub descriptor_limit: Option<(u64, u64)>,
-    /// Program and arguments.
-    pub command: Vec<CString>,
+    /// The command.
+    pub start: Start,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +138,11 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     } else {
         prctl::set_child_subreaper(true).map_err(call("become a subreaper"))?;
     }
-    make_interface(conn, setup)?;
+    match setup.scope {
+        Scope::Interface => make_interface(conn, setup)?,
+        Scope::Loopback => netlink::bring_up_loopback()?,
+        Scope::Host | Scope::Joined(_) => {}
+    }
     // Nothing else is sent before the maps are there.
     let (ToSandbox::Mapped, _) = attach::recv::<ToSandbox>(conn)? else {
         return Err(call("be told of the uid map")(Errno::EPROTO));
@@ -171,21 +188,25 @@ fn make_interface(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
 }
 
 fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<(Files, Vec<OwnedFd>), InsideError> {
-    sethostname(&setup.hostname).map_err(call("set the host name"))?;
-    // As in Docker: no port is privileged in a network of one's own, and every group may ping.
-    let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
-    let (first, last) = setup.ping_groups;
-    for (name, value) in
-        [("ip_unprivileged_port_start", "0".to_owned()), ("ping_group_range", format!("{first} {last}"))]
-    {
-        if let Err(error) = set(name, &value) {
-            notes.push(format!("net.ipv4.{name} inside stays as it is: {error}"));
-        }
+    let mut contents = Vec::new();
+    if let Scope::Joined(donor) = &setup.scope {
+        let entries = ["/etc/resolv.conf", "/etc/hosts"];
+        let mounts = donor.copy_mounts(&entries).map_err(call("get at the other sandbox's files"))?;
+        contents.extend(entries.into_iter().zip(mounts.into_iter().map(Content::Mount)));
+    } else {
+        sethostname(&setup.hostname).map_err(call("set the host name"))?;
+        let texts = [("/etc/resolv.conf", &setup.resolv_conf), ("/etc/hosts", &setup.hosts)];
+        contents.extend(texts.into_iter().filter_map(|(entry, text)| Some((entry, Content::Text(text.as_deref()?)))));
+    }
+    if matches!(setup.scope, Scope::Interface | Scope::Loopback) {
+        set_up_network(setup, notes);
     }
     files::make_private()?;
-    let placed =
-        Files::place(&setup.hidden, &[("/etc/resolv.conf", &setup.resolv_conf), ("/etc/hosts", &setup.hosts)])?;
-    if let Err(errno) = files::mount_sys() {
+    let placed = Files::place(&setup.hidden, contents)?;
+    // Only who owns a network may mount its /sys.
+    if !matches!(setup.scope, Scope::Host)
+        && let Err(errno) = files::mount_sys()
+    {
         notes.push(format!("/sys inside still shows the host's interfaces: {errno}"));
     }
     if setup.own_pids
@@ -196,99 +217,41 @@ fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<(Files, Vec<Owne
     Ok(placed)
 }
 
+/// As in Docker: no port is privileged in a network of one's own, and every group may ping.
+fn set_up_network(setup: &Setup, notes: &mut Vec<String>) {
+    let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value);
+    let (first, last) = setup.ping_groups;
+    for (name, value) in
+        [("ip_unprivileged_port_start", "0".to_owned()), ("ping_group_range", format!("{first} {last}"))]
+    {
+        if let Err(error) = set(name, &value) {
+            notes.push(format!("net.ipv4.{name} inside stays as it is: {error}"));
+        }
+    }
+}
+
 /// Starts the command and stands by it to its end.
 fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideError> {
     let mut only_child = SigSet::empty();
     only_child.add(Signal::SIGCHLD);
     let signals = SignalFd::with_flags(&only_child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(call("make a signalfd"))?;
-    let command = match start(setup)? {
+    let command = match setup.start.run().map_err(call("start the command"))? {
         Ok(pid) => pid,
-        Err(errno) => {
+        Err(Fault::Program(errno) | Fault::Directory(errno) | Fault::User(errno)) => {
             attach::send(conn, &FromSandbox::NoCommand { errno: errno as i32 }, &[])?;
             return Ok(());
         }
     };
+    attach::send(conn, &FromSandbox::Started, &[])?;
     crate::sys::memory::drop_text();
-    let code = stand_by(conn, &signals, command, setup.own_group, files);
+    let code = stand_by(conn, &signals, command, setup.start.own_group, files);
     if !setup.own_pids {
         kill_children();
     }
     // An error means that the monitor is gone: then all that was wanted is that the command is, too.
     attach::send(conn, &FromSandbox::Exited { code: code? }, &[])?;
     Ok(())
-}
-
-/// Forks and executes the command. The inner error is execve's.
-fn start(setup: &Setup) -> Result<Result<Pid, Errno>, InsideError> {
-    let (told, tell) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(call("make a pipe"))?;
-    match spawn::fork().map_err(call("fork"))? {
-        Forked::Child => spawn::leave_with(|| {
-            let errno = execute(setup);
-            let _ = write(&tell, &(errno as i32).to_ne_bytes());
-            127
-        }),
-        Forked::Parent(pid) => {
-            drop(tell);
-            let mut errno = [0; 4];
-            let got = loop {
-                match read(&told, &mut errno) {
-                    Err(Errno::EINTR) => {}
-                    other => break other.map_err(call("read a pipe"))?,
-                }
-            };
-            if got == errno.len() {
-                let _ = waitpid(pid, None);
-                return Ok(Err(Errno::from_raw(i32::from_ne_bytes(errno))));
-            }
-            Ok(Ok(pid))
-        }
-    }
-}
-
-/// In the command's process: becomes the command, or says why not.
-fn execute(setup: &Setup) -> Errno {
-    let prepare = || -> nix::Result<()> {
-        if setup.own_group {
-            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-        }
-        if setup.foreground {
-            // SIGTTOU, which a background group gets for this, is still blocked.
-            tcsetpgrp(std::io::stdin(), getpid())?;
-        }
-        if setup.switch_user {
-            let (uid, gid) = (Uid::from_raw(setup.identity.uid), Gid::from_raw(setup.identity.gid));
-            setgroups(&[gid])?;
-            setresgid(gid, gid, gid)?;
-            setresuid(uid, uid, uid)?;
-        }
-        if let Some((soft, hard)) = setup.descriptor_limit {
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
-        }
-        spawn::cloexec_all();
-        spawn::default_signal(Signal::SIGPIPE);
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&setup.signal_mask), None)
-    };
-    if let Err(errno) = prepare() {
-        return errno;
-    }
-    let Some(program) = setup.command.first() else { return Errno::ENOENT };
-    match execvp(program, &setup.command) {
-        Ok(never) => match never {},
-        // A directory of PATH that may not be entered answers EACCES, too, although nothing was found.
-        Err(Errno::EACCES) if !is_found(program) => Errno::ENOENT,
-        Err(errno) => errno,
-    }
-}
-
-/// True if `program` is a path, or if a file of that name is in a directory of PATH.
-fn is_found(program: &CStr) -> bool {
-    let name = Path::new(OsStr::from_bytes(program.to_bytes()));
-    if program.to_bytes().contains(&b'/') {
-        return true;
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
 }
 
 /// Reaps and forwards until the command ends; its exit code.
@@ -352,7 +315,7 @@ fn reap(conn: &OwnedFd, command: Pid) -> Result<Option<u8>, InsideError> {
 }
 
 /// Without a PID namespace: kills all that the command left, over and over, since each death hands us its children.
-fn kill_children() {
+pub(super) fn kill_children() {
     let end = Instant::now() + KILL_TIME;
     let own = format!("/proc/self/task/{}/children", nix::unistd::gettid());
     while Instant::now() < end {

@@ -27,6 +27,8 @@ pub struct MapError {
 /// How the ids of the sandbox come about; see [`users`].
 #[derive(Clone, Debug)]
 pub enum Maps {
+    /// They are there: the sandbox is in another's user namespace.
+    Written,
     /// Written by the monitor itself: it has the capabilities, or they are one id each.
     Direct {
         /// uid map.
@@ -52,6 +54,8 @@ pub enum Maps {
 /// Writing the maps: begun when the first process exists, ended before it is told.
 #[derive(Debug)]
 pub enum Mapping<'a> {
+    /// Nothing is to be written.
+    Written,
     /// To be written by ourselves.
     Direct {
         /// uid map.
@@ -83,6 +87,7 @@ impl<'a> Mapping<'a> {
     /// Starts the helpers, if any, for the first process `pid`.
     pub fn start(pid: Pid, maps: &'a Maps) -> Self {
         match maps {
+            Maps::Written => Self::Written,
             Maps::Direct { uids, gids, deny_setgroups } => Self::Direct { uids, gids, deny_setgroups: *deny_setgroups },
             Maps::Helpers { uids, gids, single_uid, single_gid } => Self::Helpers {
                 running: [Helper::start("newuidmap", pid, uids), Helper::start("newgidmap", pid, gids)],
@@ -98,6 +103,7 @@ impl<'a> Mapping<'a> {
             std::fs::write(format!("/proc/{pid}/{what}"), text).map_err(|source| MapError { what, source })
         };
         let (uids, gids, deny_setgroups) = match self {
+            Self::Written => return Ok(()),
             Self::Direct { uids, gids, deny_setgroups } => (Some(uids), Some(gids), deny_setgroups),
             Self::Helpers { running, single_uid, single_gid } => {
                 let [uid_done, gid_done] = running.map(Helper::finish);

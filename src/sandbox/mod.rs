@@ -14,23 +14,33 @@
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
 //!   [`locked`]: files that are held by a lock;
+//! - [`command`], [`jobs`], [`child`]: starting the command and standing by it, here and in `tapway exec`;
 //! - [`control`], [`desk`], [`published`], [`captures`], [`edit`]: the control socket, and what is changed there;
+//! - [`join`]: a sandbox in another's network;
+//! - [`life`]: the verbs by which a sandbox is entered and ended; [`exec`]: a process that enters one;
 //! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
 //!
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
 
 pub mod captures;
+pub mod child;
+pub mod command;
 pub mod control;
 pub mod desk;
 pub mod edit;
+pub mod exec;
 pub mod files;
 pub mod host_dns;
 pub mod host_routes;
 pub mod inside;
+pub mod jobs;
+pub mod join;
 pub mod leases;
+pub mod life;
 pub mod link;
 pub mod locked;
+pub mod logs;
 pub mod mapping;
 pub mod monitor;
 pub mod netlink;

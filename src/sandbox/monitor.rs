@@ -29,24 +29,30 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
+use serde_json::json;
 
-use super::control::{self, Server, Watched};
+use super::child::Child;
+use super::command;
+use super::control::{self, Key, Server, Watched};
 use super::desk::{Answered, Desk, Identity};
 use super::edit::Edited;
 use super::host_dns::{self, RESOLV_CONF, Watcher};
-use super::inside::{self, Setup};
+use super::inside::{self, Scope, Setup};
+use super::jobs::{self, Terminal};
+use super::join::JoinError;
+use super::life::{self, Due, Stopping, Wish};
 use super::link::Link;
+use super::logs::output::{Abandoned, Output};
 use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
-use super::state::{self, Entry};
+use super::state::{self, About, Entry};
 use crate::api::attach::{self, AttachError, FromNetwork};
-use crate::api::session::Limits;
-use crate::api::verbs;
+use crate::api::error::{self, ApiError, Code};
+use crate::api::session::{Limits, Request};
+use crate::api::verbs::{self, life::Stopped};
 use crate::network::config::{EndpointConfig, Listener};
 use crate::network::desired::Desired;
 use crate::sys::spawn::{self, Forked};
@@ -59,26 +65,12 @@ const DEATHS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a network process may take to leave at the end: it writes out its capture file.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
 
+/// Exit code of a command that was killed.
+const KILLED: u8 = 128 + Signal::SIGKILL as u8;
+
 /// When the host's resolv.conf is first looked at again, and watched from then on. Making and above all closing a watch
 /// costs milliseconds, which a short command should not pay.
 const WATCH_AFTER: Duration = Duration::from_millis(500);
-
-/// Signals that are passed on to the command if somebody sent them to us.
-const FORWARDED: [Signal; 9] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-    Signal::SIGTSTP,
-    Signal::SIGCONT,
-];
-
-/// Signals by which a terminal stops its background, and with it our process group: the command acts on them, and what
-/// it does we do ([`FromSandbox::Stopped`]).
-const IGNORED: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// Everything that was decided before the first process is started.
 #[derive(Debug)]
@@ -105,9 +97,31 @@ pub struct Plan {
     pub pcap: Option<OwnedFd>,
     /// The caller's terminal is shared with the command (same process group).
     pub shares_terminal: bool,
-    /// Body of the network process, given its end of the attach connection.
+    /// Body of the network process, given its end of the attach connection. Not started where the sandbox has no
+    /// interface of its own (`Scope`).
     pub network_process: fn(OwnedFd) -> ExitCode,
+    /// What the state file tells of it.
+    pub about: About,
+    /// Where the command's output goes, if not to the caller (`tapway run --detach`).
+    pub output: Option<Output>,
 }
+
+impl Plan {
+    /// The namespaces that are not the host's.
+    fn namespaces(&self) -> CloneFlags {
+        let own_pids = if self.setup.own_pids { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+        let others = match &self.setup.scope {
+            Scope::Interface | Scope::Loopback => CloneFlags::CLONE_NEWNET | NAMESPACES,
+            Scope::Host => NAMESPACES,
+            Scope::Joined(donor) => donor.namespaces.iter().map(|&(flag, _)| flag).collect(),
+        };
+        CloneFlags::CLONE_NEWNS | own_pids | others
+    }
+}
+
+/// What every sandbox has of its own that does not join another, beside mounts.
+const NAMESPACES: CloneFlags =
+    CloneFlags::CLONE_NEWUSER.union(CloneFlags::CLONE_NEWUTS).union(CloneFlags::CLONE_NEWIPC);
 
 /// Why the sandbox ended without its command having ended.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +147,12 @@ pub enum RunError {
     /// The maps.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The other sandbox.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The caller is gone.
+    #[error(transparent)]
+    Abandoned(#[from] Abandoned),
     /// The first process said why.
     #[error("{0}")]
     Inside(String),
@@ -173,8 +193,7 @@ impl RunError {
     /// Exit code of `tapway run`: as a shell's for a missing or forbidden program, 128+n for a signal, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            RunError::NoCommand { errno: Errno::ENOENT | Errno::ENOTDIR, .. } => 127,
-            RunError::NoCommand { .. } => 126,
+            RunError::NoCommand { errno, .. } => command::exit_code(*errno),
             RunError::Interrupted(signal) => 128 + *signal as u8,
             _ => 1,
         }
@@ -183,62 +202,6 @@ impl RunError {
 
 fn call(what: &'static str) -> impl FnOnce(nix::Error) -> RunError {
     move |source| RunError::Call { what, source }
-}
-
-/// A child that is killed and reaped when dropped.
-#[derive(Debug)]
-struct Child {
-    pid: Pid,
-    reaped: bool,
-}
-
-impl Child {
-    fn new(pid: Pid) -> Self {
-        Self { pid, reaped: false }
-    }
-
-    /// How it ended, if it has.
-    fn poll_end(&mut self) -> Option<String> {
-        self.wait_with(WaitPidFlag::WNOHANG)
-    }
-
-    /// Waits for its end.
-    fn wait(&mut self) -> Option<String> {
-        self.wait_with(WaitPidFlag::empty())
-    }
-
-    fn wait_with(&mut self, flags: WaitPidFlag) -> Option<String> {
-        while !self.reaped {
-            let how = match waitpid(self.pid, Some(flags)) {
-                Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
-                Ok(WaitStatus::Signaled(_, signal, _)) => format!("{signal}"),
-                Ok(WaitStatus::StillAlive) => return None,
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(errno) => errno.desc().to_owned(),
-            };
-            self.reaped = true;
-            return Some(how);
-        }
-        None
-    }
-
-    /// Gives it `time` to leave by itself, then kills it.
-    fn leave(mut self, time: Duration) {
-        let end = Instant::now() + time;
-        while self.poll_end().is_none() && !self.reaped && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        if !self.reaped {
-            // Not reaped, so the number is still this child's.
-            let _ = kill(self.pid, Signal::SIGKILL);
-            self.wait();
-        }
-    }
 }
 
 /// A network process and the connection to it.
@@ -253,7 +216,8 @@ struct Monitor {
     plan: Plan,
     sandbox: OwnedFd,
     init: Child,
-    network: Network,
+    /// None where the sandbox has no interface of its own.
+    network: Option<Network>,
     deaths: VecDeque<Instant>,
     /// Duplicate of the guest's TAP, once it exists.
     tap: Option<Rc<OwnedFd>>,
@@ -267,8 +231,23 @@ struct Monitor {
     watcher: Option<Watcher>,
     prepared: bool,
     gone: bool,
-    /// The command's process group is the terminal's foreground.
-    lent_terminal: bool,
+    terminal: Terminal,
+    stopping: Stopping,
+    output: Option<Output>,
+}
+
+/// What has happened.
+struct Ready {
+    signals: bool,
+    sandbox: bool,
+    network: bool,
+    /// None: there is no watch to wait for.
+    watch: Option<bool>,
+    clients: Vec<(Watched, PollFlags)>,
+    /// Streams of [`Output`].
+    output: Vec<usize>,
+    /// How much of it, at all.
+    count: i32,
 }
 
 /// Lines of the sandbox's files that are ours to change.
@@ -282,15 +261,33 @@ struct Ours {
 const ALSO_WATCHED: [&str; 1] = ["hosts"];
 
 /// Runs the sandbox to its end: the command's exit code.
-pub fn run(plan: Plan) -> Result<u8, RunError> {
-    let signals = block_signals()?;
+pub fn run(mut plan: Plan) -> Result<u8, RunError> {
+    let mut output = plan.output.take();
+    let result = run_with(plan, &mut output);
+    if let Some(output) = output {
+        // It was not begun.
+        end_output(output, &result);
+    }
+    result
+}
+
+fn end_output(output: Output, result: &Result<u8, RunError>) {
+    let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
+    output.end(code, result.as_ref().err().map(|error| telemetry::chain(error)));
+}
+
+fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
+    let signals = jobs::block_signals().map_err(call("block signals"))?;
     // First, so that it starts up while the kernel makes the namespaces.
-    let network = start_network(plan.network_process)?;
+    let with_network = matches!(plan.setup.scope, Scope::Interface);
+    let network = if with_network { Some(start_network(plan.network_process)?) } else { None };
     let (sandbox, init) = start_init(&plan)?;
+    plan.about.init = u32::try_from(init.pid.as_raw()).ok();
+    plan.setup.start.stdio = None;
     // These take longest to start, so all else is done while they run.
     let maps = plan.maps.clone();
     let mapping = Mapping::start(init.pid, &maps);
-    let mut plan = plan;
+    let terminal = Terminal::new(plan.setup.start.foreground);
     let mut desk = Desk::new(
         plan.identity.clone(),
         plan.endpoint.clone(),
@@ -298,9 +295,9 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         plan.desired.clone(),
         host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
     );
-    desk.network_pid = network.child.pid.as_raw();
+    desk.network_pid = network.as_ref().map_or(0, |network| network.child.pid.as_raw());
     desk.metrics = plan.metrics.take().map(|(address, socket)| (address, Rc::new(socket)));
-    let control = plan.control.take().map(|listener| Server::new(listener, verbs::ALL, Limits::default()));
+    let control = plan.control.take().map(|listener| Server::new(listener, &verbs::OF_SANDBOX, Limits::default()));
     let pcap = plan.pcap.take().map(Rc::new);
     let mut monitor = Monitor {
         plan,
@@ -317,26 +314,38 @@ pub fn run(plan: Plan) -> Result<u8, RunError> {
         watcher: None,
         prepared: false,
         gone: false,
-        lent_terminal: false,
+        terminal,
+        stopping: Stopping::default(),
+        output: output.take(),
     };
-    monitor.lent_terminal = monitor.plan.setup.foreground;
     let result = monitor.begin(mapping).and_then(|()| monitor.serve(&signals));
-    monitor.take_terminal();
+    monitor.terminal.take();
     // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
     // as does that of the watch), so it is left to the network process, and runs while we close the rest.
-    let Monitor {
-        sandbox, init, network: Network { link, child, .. }, tap, pcap, plan, desk, control, watcher, ..
-    } = monitor;
+    let Monitor { sandbox, init, network, tap, pcap, plan, desk, control, watcher, stopping, started, output, .. } =
+        monitor;
     drop(sandbox);
     drop(init);
+    // Nobody prints any more; and the logs are whole before the name is free.
+    if let Some(output) = output {
+        end_output(output, &result);
+    }
     drop(tap);
     drop(pcap);
-    drop(link);
+    let network = network.map(|Network { child, .. }| child);
     drop(desk);
-    drop(control);
     drop(plan);
     drop(watcher);
-    child.leave(LEAVE_TIME);
+    if let Some(child) = network {
+        child.leave(LEAVE_TIME);
+    }
+    if let Some(mut control) = control {
+        let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
+        let reply = error::reply(&error::value(&Stopped { code }));
+        for &key in stopping.waiting() {
+            control.reply(key, reply.clone(), started.elapsed());
+        }
+    }
     result
 }
 
@@ -346,27 +355,6 @@ fn ignore_closed(error: AttachError) -> Result<(), AttachError> {
         AttachError::Closed => Ok(()),
         other => Err(other),
     }
-}
-
-fn block_signals() -> Result<SignalFd, RunError> {
-    // An ignored SIGCHLD would reap our children for us.
-    spawn::default_signal(Signal::SIGCHLD);
-    let mut set = SigSet::empty();
-    FORWARDED.into_iter().chain(IGNORED).chain([Signal::SIGCHLD]).for_each(|signal| set.add(signal));
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).map_err(call("block signals"))?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(call("make a signalfd"))
-}
-
-/// Stops this process as Ctrl-Z would, until SIGCONT. (Where no shell could go on with it, in an orphaned process group,
-/// the kernel does not stop it.)
-fn stop() -> Result<(), RunError> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTSTP);
-    kill(Pid::this(), Signal::SIGTSTP).map_err(call("stop with the command"))?;
-    for how in [SigmaskHow::SIG_UNBLOCK, SigmaskHow::SIG_BLOCK] {
-        pthread_sigmask(how, Some(&set), None).map_err(call("stop with the command"))?;
-    }
-    Ok(())
 }
 
 fn connection() -> Result<(OwnedFd, OwnedFd), RunError> {
@@ -400,18 +388,17 @@ fn start_network(body: fn(OwnedFd) -> ExitCode) -> Result<Network, RunError> {
 /// Clones the first process into the new namespaces.
 fn start_init(plan: &Plan) -> Result<(OwnedFd, Child), RunError> {
     let (ours, theirs) = connection()?;
-    let mut flags = CloneFlags::CLONE_NEWUSER
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC;
-    if plan.setup.own_pids {
-        flags |= CloneFlags::CLONE_NEWPID;
+    let mut keep = vec![theirs.as_fd()];
+    keep.extend(plan.setup.start.stdio.iter().flatten().map(AsFd::as_fd));
+    if let Scope::Joined(donor) = &plan.setup.scope {
+        let created = plan.namespaces() & (CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID);
+        let init = donor.start_init(created, &keep, || inside::main(&theirs, &plan.setup))?;
+        return Ok((ours, Child::new(init)));
     }
-    match spawn::clone_into(flags) {
+    match spawn::clone_into(plan.namespaces()) {
         Ok(Forked::Parent(pid)) => Ok((ours, Child::new(pid))),
         Ok(Forked::Child) => spawn::leave_with(|| {
-            spawn::close_all_but(&[theirs.as_fd()]);
+            spawn::close_all_but(&keep);
             inside::main(&theirs, &plan.setup)
         }),
         Err(source) => Err(RunError::Clone { hint: clone_hint(), source }),
@@ -438,7 +425,7 @@ fn clone_hint() -> String {
 impl Monitor {
     /// Up to the first process having its maps; it makes the TAP meanwhile.
     fn begin(&mut self, mapping: Mapping<'_>) -> Result<(), RunError> {
-        let tap = self.handle_sandbox();
+        let tap = if self.network.is_some() { self.handle_sandbox() } else { Ok(None) };
         // Also after a failure: helpers are waited for.
         let mapped = mapping.finish(self.init.pid);
         tap?;
@@ -448,25 +435,32 @@ impl Monitor {
 
     fn serve(&mut self, signals: &SignalFd) -> Result<u8, RunError> {
         loop {
-            let (ready, clients, happened) = match self.wait(signals) {
+            let ready = match self.wait(signals) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(source) => return Err(call("poll")(source)),
             };
-            let [signalled, sandbox, network, watched] = ready;
-            let watched = watched.unwrap_or(happened == 0 || self.watcher.is_none());
-            if signalled == Some(true) {
+            let watched = ready.watch.unwrap_or(ready.count == 0 || self.watcher.is_none());
+            if ready.signals {
                 self.handle_signals(signals)?;
             }
-            if sandbox == Some(true)
+            if let Some(output) = &mut self.output {
+                ready.output.iter().for_each(|&what| output.handle(what));
+            }
+            if ready.sandbox
                 && let Some(code) = self.handle_sandbox()?
             {
                 return Ok(code);
             }
-            if network == Some(true) {
+            if ready.network {
                 self.handle_network()?;
             }
-            self.handle_clients(&clients)?;
+            self.handle_clients(&ready.clients)?;
+            match self.stopping.poll_due(self.started.elapsed()) {
+                Some(Due::Kill) => self.tell(&ToSandbox::Signal(Signal::SIGKILL as i32))?,
+                Some(Due::End) => return Ok(KILLED),
+                None => {}
+            }
             let first = self.watcher.is_none();
             if watched && self.is_host_changed() {
                 self.handle_host_files()?;
@@ -479,10 +473,8 @@ impl Monitor {
         }
     }
 
-    /// Waits for something to happen: which of signals, sandbox, network process and watch are ready (None: not waited
-    /// for), and what became of each client.
-    #[allow(clippy::type_complexity, reason = "read at one place")]
-    fn wait(&self, signals: &SignalFd) -> nix::Result<([Option<bool>; 4], Vec<(Watched, PollFlags)>, i32)> {
+    /// Waits for something to happen.
+    fn wait(&self, signals: &SignalFd) -> nix::Result<Ready> {
         let watch = self.watcher.as_ref().and_then(Watcher::fd);
         let now = self.started.elapsed();
         let mut wait = match (&self.watcher, watch) {
@@ -491,26 +483,41 @@ impl Monitor {
             (None, _) => Some(WATCH_AFTER.saturating_sub(now)),
         };
         let clients = self.control.as_ref().and_then(Server::next_timeout);
-        for at in [clients, self.desk.next_timeout()].into_iter().flatten() {
+        for at in [clients, self.desk.next_timeout(), self.stopping.next_timeout()].into_iter().flatten() {
             let left = at.saturating_sub(now);
             wait = Some(wait.map_or(left, |wait| wait.min(left)));
         }
-        let link = &self.network.link;
-        let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
-        let mut fds = vec![
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN),
-            PollFd::new(link.fd(), PollFlags::POLLIN | output),
-        ];
-        fds.extend(watch.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let mut fds =
+            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN)];
+        let link = self.network.as_ref().map(|Network { link, .. }| {
+            let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            fds.push(PollFd::new(link.fd(), PollFlags::POLLIN | output));
+            fds.len() - 1
+        });
+        let watch = watch.map(|fd| {
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+            fds.len() - 1
+        });
         let own = fds.len();
         let clients = self.control.as_ref().map(Server::interests).unwrap_or_default();
         fds.extend(clients.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
-        let happened = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
+        let served = fds.len();
+        let output = self.output.as_ref().map(Output::interests).unwrap_or_default();
+        fds.extend(output.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
+        let count = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
         let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
-        let ready = [0, 1, 2, 3].map(|at| (at < own).then(|| !events(&fds[at]).is_empty()));
-        let clients = clients.iter().zip(&fds[own..]).map(|(&(what, ..), fd)| (what, events(fd)));
-        Ok((ready, clients.filter(|(_, events)| !events.is_empty()).collect(), happened))
+        let is_ready = |at: usize| !events(&fds[at]).is_empty();
+        let clients = clients.iter().zip(&fds[own..served]).map(|(&(what, ..), fd)| (what, events(fd)));
+        let output = output.iter().enumerate().filter(|(at, _)| is_ready(served + at)).map(|(_, &(what, ..))| what);
+        Ok(Ready {
+            signals: is_ready(0),
+            sandbox: is_ready(1),
+            network: link.is_some_and(is_ready),
+            watch: watch.map(is_ready),
+            clients: clients.filter(|(_, events)| !events.is_empty()).collect(),
+            output: output.collect(),
+            count,
+        })
     }
 
     /// Whatever clients did, and what they ask for.
@@ -524,16 +531,72 @@ impl Monitor {
         control.set_more(false);
         self.desk.retain_subscribers(|key| control.is_there(key));
         for taken in 1.. {
-            let Some((key, request, fds)) = control.next_request(now) else { break };
-            let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
-            if let Some(reply) = self.desk.obey(key, request, fds, &mut self.network.link, now, about)? {
-                control.reply(key, reply, now);
-            }
+            let Some((key, request, fds)) = self.control.as_mut().and_then(|control| control.next_request(now)) else {
+                break;
+            };
+            self.obey(key, request, fds, now)?;
             if taken == control::REQUESTS {
-                control.set_more(true);
+                self.control.iter_mut().for_each(|control| control.set_more(true));
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Does what a client asks, or sees to it that it is done.
+    fn obey(&mut self, key: Key, request: Request, fds: Vec<OwnedFd>, now: Duration) -> Result<(), RunError> {
+        if verbs::life::VERBS.contains(&request.verb.as_str()) {
+            return self.obey_life(key, request, now);
+        }
+        let Some(control) = &mut self.control else { return Ok(()) };
+        let Some(Network { link, .. }) = &mut self.network else {
+            let uptime = now;
+            control.reply(key, self.desk.obey_without_network(request, self.plan.setup.scope.network(), uptime), now);
+            return Ok(());
+        };
+        let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
+        if let Some(reply) = self.desk.obey(key, request, fds, link, now, about)? {
+            control.reply(key, reply, now);
+        }
+        Ok(())
+    }
+
+    /// The verbs of `sandbox::life`.
+    fn obey_life(&mut self, key: Key, Request { verb, arguments }: Request, now: Duration) -> Result<(), RunError> {
+        let Some(wish) = life::read(&verb, arguments) else { return Ok(()) };
+        let (mut reply, mut fds) = (error::reply(&Ok(json!({}))), Vec::new());
+        match wish {
+            Err(refused) => reply = refused.reply(),
+            // A sandbox that is not complete cannot be entered; it will be in a moment.
+            Ok(Wish::Namespaces | Wish::Signal(_)) if self.plan.about.started.is_none() => {
+                reply = ApiError::new(Code::Busy, format!("{verb}: the sandbox is starting; ask again")).reply();
+            }
+            Ok(Wish::Namespaces) => match life::open(self.init.pid, self.plan.namespaces(), self.plan.setup.identity) {
+                Ok((namespaces, opened)) => {
+                    reply = error::reply(&error::value(&namespaces));
+                    fds = opened;
+                }
+                Err(refused) => reply = refused.reply(),
+            },
+            Ok(Wish::Signal(signal)) => self.tell(&ToSandbox::Signal(signal as i32))?,
+            Ok(Wish::Stop(signal, time)) => {
+                self.stopping.begin(key, time, now);
+                if self.plan.about.started.is_none() {
+                    return Err(RunError::Interrupted(signal));
+                }
+                if signal == Signal::SIGKILL {
+                    self.stopping.killed(now);
+                }
+                // A command that is stopped acts on nothing until it goes on.
+                for signal in [signal, Signal::SIGCONT] {
+                    self.tell(&ToSandbox::Signal(signal as i32))?;
+                }
+                return Ok(());
+            }
+        }
+        self.control
+            .iter_mut()
+            .for_each(|control| control.reply_with(key, reply.clone(), std::mem::take(&mut fds), now));
         Ok(())
     }
 
@@ -551,34 +614,41 @@ impl Monitor {
     /// What is left to do at the end of a turn.
     fn settle(&mut self) -> Result<(), RunError> {
         let now = self.started.elapsed();
-        let late = self.desk.handle_timeout(now, &mut self.network.link)?;
-        self.answer(late);
-        self.desk.tell_due(&mut self.network.link)?;
-        self.network.link.flush()?;
+        if let Some(Network { link, .. }) = &mut self.network {
+            let late = self.desk.handle_timeout(now, link)?;
+            self.desk.tell_due(link)?;
+            link.flush()?;
+            self.answer(late);
+        }
         if std::mem::take(&mut self.desk.stale) {
-            let Identity { id, name } = self.plan.identity.clone();
-            let state = state::Sandbox { id, name, pid: std::process::id(), ports: self.desk.ports.listeners() };
-            if let Err(error) = self.plan.entry.update(&state) {
-                tracing::warn!("{}", telemetry::chain(&error));
-            }
+            self.write_state();
         }
         Ok(())
     }
 
+    fn write_state(&self) {
+        let Identity { id, name } = self.plan.identity.clone();
+        let (ports, about) = (self.desk.ports.listeners(), self.plan.about.clone());
+        let state = state::Sandbox { id, name, pid: std::process::id(), ports, about };
+        if let Err(error) = self.plan.entry.update(&state) {
+            tracing::warn!("{}", telemetry::chain(&error));
+        }
+    }
+
     fn handle_signals(&mut self, signals: &SignalFd) -> Result<(), RunError> {
         while let Ok(Some(info)) = signals.read_signal() {
-            let Ok(signal) = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL).and_then(Signal::try_from) else {
-                continue;
-            };
+            let Some(signal) = jobs::meant(&info) else { continue };
             // What the terminal sends goes to the whole process group: the command with us, unless it has its own.
             let from_terminal =
-                info.ssi_code == libc::SI_KERNEL && self.plan.shares_terminal && !self.plan.setup.own_group;
+                jobs::is_from_terminal(&info) && self.plan.shares_terminal && !self.plan.setup.start.own_group;
             match signal {
                 // Ends show on the connections, after the last words.
-                Signal::SIGCHLD | Signal::SIGTTIN | Signal::SIGTTOU => {}
+                Signal::SIGCHLD => {}
                 _ if from_terminal && self.gone => {}
                 Signal::SIGCONT if self.gone => {
-                    self.lend_terminal()?;
+                    if self.terminal.lend() {
+                        self.tell(&ToSandbox::Foreground)?;
+                    }
                     self.tell(&ToSandbox::Signal(signal as i32))?;
                 }
                 _ if self.gone => self.tell(&ToSandbox::Signal(signal as i32))?,
@@ -587,23 +657,6 @@ impl Monitor {
                 }
                 _ => {}
             }
-        }
-        Ok(())
-    }
-
-    /// Makes our group the terminal's foreground again, if the command's is.
-    fn take_terminal(&mut self) {
-        if std::mem::take(&mut self.lent_terminal) {
-            // SIGTTOU is blocked. A terminal that is gone needs no owner.
-            let _ = tcsetpgrp(std::io::stdin(), getpgrp());
-        }
-    }
-
-    /// Makes the command's group the foreground, if a shell has made ours so.
-    fn lend_terminal(&mut self) -> Result<(), RunError> {
-        if self.plan.setup.foreground && tcgetpgrp(std::io::stdin()) == Ok(getpgrp()) {
-            self.lent_terminal = true;
-            self.tell(&ToSandbox::Foreground)?;
         }
         Ok(())
     }
@@ -648,21 +701,26 @@ impl Monitor {
                 self.prepared = true;
                 self.go_if_ready()?;
             }
+            FromSandbox::Started => {
+                self.plan.about.started = Some(state::now());
+                // Whoever waits for the sandbox finds it running.
+                self.write_state();
+                if let Some(output) = &mut self.output {
+                    output.up(&self.plan.about)?;
+                }
+            }
             FromSandbox::Stopped => {
                 // With a shared terminal the shell that started us is to see a stopped job.
                 if self.plan.shares_terminal {
-                    self.take_terminal();
-                    stop()?;
+                    self.terminal.take();
+                    jobs::stop_self().map_err(call("stop with the command"))?;
                 }
             }
             FromSandbox::NoCommand { errno } => {
-                let program = self.plan.setup.command.first().map(|c| c.to_string_lossy().into_owned());
+                let program = self.plan.setup.start.command.first().map(|c| c.to_string_lossy().into_owned());
                 let errno = Errno::from_raw(errno);
-                let reason = match errno {
-                    Errno::ENOENT => "no such program; give a path, or a name found in PATH",
-                    other => other.desc(),
-                };
-                return Err(RunError::NoCommand { program: program.unwrap_or_default(), reason, errno });
+                let (program, reason) = (program.unwrap_or_default(), command::reason(errno));
+                return Err(RunError::NoCommand { program, reason, errno });
             }
             FromSandbox::Exited { code } => return Ok(Some(code)),
             FromSandbox::Failed { desc } => return Err(RunError::Inside(desc)),
@@ -671,7 +729,7 @@ impl Monitor {
     }
 
     fn go_if_ready(&mut self) -> Result<(), RunError> {
-        if self.prepared && self.network.ready && !self.gone {
+        if self.prepared && self.network.as_ref().is_none_or(|network| network.ready) && !self.gone {
             self.gone = true;
             self.tell(&ToSandbox::Go)?;
         }
@@ -680,8 +738,7 @@ impl Monitor {
 
     /// Tells the network process everything, with duplicates of every descriptor.
     fn attach(&mut self) -> Result<(), RunError> {
-        let Some(tap) = &self.tap else { return Ok(()) };
-        let link = &mut self.network.link;
+        let (Some(tap), Some(Network { link, .. })) = (&self.tap, &mut self.network) else { return Ok(()) };
         self.desk.attach(link, tap, self.pcap.as_ref())?;
         let control = self.control.as_ref();
         Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
@@ -689,16 +746,16 @@ impl Monitor {
 
     /// Everything that the network process has said.
     fn handle_network(&mut self) -> Result<(), RunError> {
-        loop {
-            match self.network.link.hear() {
+        while let Some(network) = &mut self.network {
+            match network.link.hear() {
                 Ok(None) => return Ok(()),
                 Ok(Some(FromNetwork::Ready)) => {
-                    self.network.ready = true;
+                    network.ready = true;
                     self.go_if_ready()?;
                 }
                 Ok(Some(FromNetwork::Failed { desc })) => return Err(RunError::Network(desc)),
                 Ok(Some(word)) => {
-                    let answered = self.desk.handle_word(word, &mut self.network.link)?;
+                    let answered = self.desk.handle_word(word, &mut network.link)?;
                     self.answer(answered);
                 }
                 Err(AttachError::Closed) => return self.replace_network(),
@@ -708,13 +765,15 @@ impl Monitor {
                 }
             }
         }
+        Ok(())
     }
 
     /// The connection is gone: reaps the old process, starts and attaches a new one.
     fn replace_network(&mut self) -> Result<(), RunError> {
+        let Some(network) = &mut self.network else { return Ok(()) };
         // Where only the connection is gone, the process goes now.
-        let _ = kill(self.network.child.pid, Signal::SIGKILL);
-        let how = self.network.child.wait().unwrap_or_default();
+        network.child.kill();
+        let how = network.child.wait().unwrap_or_default();
         let now = Instant::now();
         self.deaths.push_back(now);
         while self.deaths.front().is_some_and(|&death| now.duration_since(death) > DEATHS_WITHIN) {
@@ -726,8 +785,9 @@ impl Monitor {
         tracing::warn!("the network process died ({how}); starting another");
         let answered = self.desk.handle_lost();
         self.answer(answered);
-        self.network = start_network(self.plan.network_process)?;
-        self.desk.network_pid = self.network.child.pid.as_raw();
+        let network = start_network(self.plan.network_process)?;
+        self.desk.network_pid = network.child.pid.as_raw();
+        self.network = Some(network);
         self.attach()
     }
 

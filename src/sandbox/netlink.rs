@@ -75,6 +75,13 @@ pub struct Interface<'a> {
     pub v6: Option<PlanV6>,
 }
 
+/// Brings up lo alone.
+pub fn bring_up_loopback() -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.set_link("bring up lo", LOOPBACK, true, vec![]);
+    batch.run()
+}
+
 /// Brings up lo and `interface`, with addresses and default routes.
 pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();

@@ -11,6 +11,7 @@
 //!                            ◄──   Go        the network is ready: start the command
 //!                            ◄──   Signal    (at any time) for the command
 //!                            ◄──   Files     (at any time) look whether /etc/resolv.conf and /etc/hosts are still ours
+//!   Started                  ──►             the command runs
 //!   Stopped                  ──►             the command was stopped
 //!   NoCommand | Exited       ──►             the end; the process leaves
 //!   Failed                   ──►             instead of any of the above; the process leaves
@@ -35,6 +36,8 @@ pub enum FromSandbox {
         /// What had to be left out, for the log.
         notes: Vec<String>,
     },
+    /// The command was executed.
+    Started,
     /// The command was stopped by a signal and waits.
     Stopped,
     /// The command could not be executed.

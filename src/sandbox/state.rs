@@ -10,6 +10,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,66 @@ pub struct Sandbox {
     pub pid: u32,
     /// Published ports, as bound.
     pub ports: Vec<Listener>,
+    /// What it is, for those who list it; a file of an older tapway has none of it.
+    #[serde(default)]
+    pub about: About,
+}
+
+/// What a sandbox is, beside its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// When `tapway run` began, in milliseconds since 1970.
+    pub created: Option<u64>,
+    /// When the command was started.
+    pub started: Option<u64>,
+    /// Process id of its first process.
+    pub init: Option<u32>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Host name inside.
+    pub hostname: String,
+    /// As `--network` says it; `container:` with the whole id.
+    pub network_mode: String,
+    /// What it is attached to.
+    pub networks: Vec<Attachment>,
+    /// `tapway run --detach`: there are logs.
+    pub detached: bool,
+}
+
+impl About {
+    /// True if the command was started, as far as the file can tell: those of an older tapway say nothing of it.
+    pub fn is_started(&self) -> bool {
+        self.started.is_some() || self.created.is_none()
+    }
+}
+
+/// One attachment to a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Name of the network.
+    pub network: String,
+    /// MAC address, as it is written.
+    pub mac: String,
+    /// IPv4 and IPv6, as far as they are on.
+    pub addresses: Vec<Address>,
+}
+
+/// An address of an attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The sandbox's own.
+    pub address: IpAddr,
+    /// Length of the subnet's prefix.
+    pub prefix_len: u8,
+    /// The gateway.
+    pub gateway: IpAddr,
+}
+
+/// The time as state files and logs have it, in milliseconds since 1970.
+pub fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why the state could not be used.
@@ -48,14 +109,15 @@ pub enum StateError {
         path: PathBuf,
     },
     /// The name is held.
-    #[error("the name '{name}' is taken by the running sandbox {id} (process {pid}); choose another --name")]
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) \
+         that container to be able to reuse that name. (`tapway rm -f {name}` removes it; or choose another --name)"
+    )]
     Taken {
         /// The name.
         name: String,
         /// Its holder.
         id: String,
-        /// Its holder's monitor.
-        pid: u32,
     },
     /// Nothing of that name.
     #[error("there is no running sandbox named '{0}'")]
@@ -105,6 +167,14 @@ pub fn runtime_dir(xdg: Option<OsString>) -> Result<PathBuf, StateError> {
         }
     }
     last
+}
+
+/// Where that lives which outlives a session: definitions of networks, logs (XDG Base Directory Specification). None
+/// without a home; nothing is made.
+pub fn lasting_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    Some(base.join("tapway"))
 }
 
 /// A directory of this user's that nobody else can write to. Not followed if it is a link.
@@ -170,8 +240,8 @@ pub fn register(dir: &Path, sandbox: &Sandbox) -> Result<Entry, StateError> {
             Ok(lock) => lock,
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let holder: Option<Sandbox> = locked::parse(&mut file);
-                let (id, pid) = holder.map_or_else(|| ("that is starting".to_owned(), 0), |h| (h.id, h.pid));
-                return Err(StateError::Taken { name: sandbox.name.clone(), id, pid });
+                let id = holder.map_or_else(|| "that is starting".to_owned(), |holder| holder.id);
+                return Err(StateError::Taken { name: sandbox.name.clone(), id });
             }
             Err((_, errno)) => return Err(file_error("lock", &path)(errno.into())),
         };
@@ -294,7 +364,13 @@ mod tests {
     }
 
     fn sandbox(name: &str) -> Sandbox {
-        Sandbox { id: format!("0123456789{:02}", name.len()), name: name.to_owned(), pid: 1, ports: vec![] }
+        Sandbox {
+            id: format!("0123456789{:02}", name.len()),
+            name: name.to_owned(),
+            pid: 1,
+            ports: vec![],
+            about: About::default(),
+        }
     }
 
     #[test]
@@ -304,7 +380,8 @@ mod tests {
         let error = register(&dir.0, &sandbox("web")).unwrap_err().to_string();
         assert_eq!(
             error,
-            "the name 'web' is taken by the running sandbox 012345678903 (process 1); choose another --name"
+            "Conflict. The container name \"/web\" is already in use by container \"012345678903\". You have to remove (or \
+             rename) that container to be able to reuse that name. (`tapway rm -f web` removes it; or choose another --name)"
         );
         assert_eq!(find(&dir.0, "web").unwrap(), sandbox("web"));
         assert_eq!(find(&dir.0, "0123").unwrap().name, "web");

@@ -4,7 +4,9 @@
 //! thread is a whole copy of the parent's, so no lock can be held by a thread that no longer exists. Every function
 //! that forks therefore refuses when the process has more than one thread.
 
+use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -26,7 +28,7 @@ pub fn fork() -> nix::Result<Forked> {
 }
 
 /// Forks into new namespaces: as fork(2), but the child is born in a new namespace of each kind in `flags`
-/// (`CLONE_NEW*` only), and so is process 1 of a new PID namespace.
+/// (`CLONE_NEW*`), and so is process 1 of a new PID namespace. With `CLONE_PARENT` it is not our child but our parent's.
 ///
 /// Fails with EBUSY when another thread runs.
 pub fn clone_into(flags: CloneFlags) -> nix::Result<Forked> {
@@ -36,7 +38,8 @@ pub fn clone_into(flags: CloneFlags) -> nix::Result<Forked> {
         .union(CloneFlags::CLONE_NEWUTS)
         .union(CloneFlags::CLONE_NEWIPC)
         .union(CloneFlags::CLONE_NEWPID)
-        .union(CloneFlags::CLONE_NEWCGROUP);
+        .union(CloneFlags::CLONE_NEWCGROUP)
+        .union(CloneFlags::CLONE_PARENT);
     if !NAMESPACES.contains(flags) {
         return Err(Errno::EINVAL);
     }
@@ -90,6 +93,25 @@ pub fn leave_with(body: impl FnOnce() -> u8) -> ! {
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: _exit has no precondition and does not return.
     unsafe { libc::_exit(i32::from(code)) }
+}
+
+/// Adds to this process's environment. Fails with EBUSY when another thread runs, with EINVAL on what is no name.
+pub fn set_environment(variables: &[(OsString, OsString)]) -> nix::Result<()> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    if !single_threaded() {
+        return Err(Errno::EBUSY);
+    }
+    for (name, value) in variables {
+        if name.is_empty() || name.as_bytes().contains(&b'=') || [name, value].iter().any(|s| s.as_bytes().contains(&0))
+        {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: no other thread can read the environment meanwhile (checked above).
+        unsafe { std::env::set_var(name, value) };
+    }
+    Ok(())
 }
 
 /// Gives one signal its default action. (Rust ignores SIGPIPE from birth, and what is ignored stays so across exec.)

@@ -21,6 +21,8 @@
 //! a frame. What a guest can provoke at will is said once, or counted. Control characters in values are escaped
 //! by the formatter, so a hostile name cannot drive the user's terminal.
 
+pub mod time;
+
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -54,6 +56,12 @@ pub enum LogFormat {
 ///
 /// A second call in one process changes nothing. A bad `TAPWAY_LOG` is reported and the level of -v holds.
 pub fn init(verbosity: u8, format: LogFormat) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    init_with(verbosity, format, colour);
+}
+
+/// The same, with colours or without whatever stderr is.
+pub fn init_with(verbosity: u8, format: LogFormat, colour: bool) {
     let level = level(verbosity);
     let directives = std::env::var(ENV).ok().filter(|text| !text.is_empty());
     let read = directives.map(|text| match EnvFilter::try_new(&text) {
@@ -65,8 +73,7 @@ pub fn init(verbosity: u8, format: LogFormat) {
         Some(Ok((filter, text))) => (Filter::Directives(Box::new(filter)), text, None),
         Some(Err(bad)) => (Filter::Level(level), level.to_string(), Some(bad)),
     };
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (subscriber, change) = subscriber(filter, format, verbosity > 0, colour, std::io::stderr);
+    let (subscriber, change) = subscriber(filter, format, verbosity > 0, colour, || Stderr);
     // The error of `try_init` says only that a subscriber is there already.
     if subscriber.try_init().is_ok() {
         let _ = CHANGE.set(change);
@@ -74,6 +81,21 @@ pub fn init(verbosity: u8, format: LogFormat) {
     }
     if let Some((text, error)) = complaint {
         tracing::warn!("{ENV}={text} is not a list of target=level directives ({error}); it is ignored");
+    }
+}
+
+/// Standard error, where nobody minds what is not taken: a reader that is gone or slow (of a pipe that does not block) must
+/// not make a log line an error of its own.
+struct Stderr;
+
+impl std::io::Write for Stderr {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

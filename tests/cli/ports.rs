@@ -69,7 +69,11 @@ fn names_are_unique_among_the_living() {
     assert!(id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
     let second = stage.sandbox(&["--name", "web", "true"]);
     assert_eq!(second.code, 1);
-    assert!(second.stderr.contains(&format!("'web' is taken by the running sandbox {id}")), "{second:?}");
+    let conflict = format!(
+        "tapway: Conflict. The container name \"/web\" is already in use by container \"{id}\". You have to remove (or rename) \
+         that container to be able to reuse that name."
+    );
+    assert!(second.stderr.starts_with(&conflict) && second.stderr.contains("tapway rm -f web"), "{second:?}");
     // Found by its id, too.
     assert_eq!(stage.run(&["port", &id[..6]]).ok(), "");
     // The dead hold no name, however they died.

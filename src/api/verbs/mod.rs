@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod dns;
+pub mod life;
 pub mod network;
 pub mod observe;
 pub mod ports;
@@ -33,3 +34,14 @@ pub const ALL: &[&str] = &[
     "set_log_level",
     "subscribe",
 ];
+
+/// Every verb that the control socket of a sandbox knows: those, and what concerns its processes.
+pub const OF_SANDBOX: [&str; ALL.len() + life::VERBS.len()] = {
+    let mut all = [""; ALL.len() + life::VERBS.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = if at < ALL.len() { ALL[at] } else { life::VERBS[at - ALL.len()] };
+        at += 1;
+    }
+    all
+};

@@ -15,10 +15,11 @@ use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 
-use super::{FAILURE, Failure, USAGE, run};
+use super::{FAILURE, Failure, USAGE};
 use crate::network::creation::CreateError;
 use crate::network::timestamp::Timestamp;
 use crate::sandbox::networks::{Broken, Store, StoreError};
+use crate::sandbox::state;
 use crate::telemetry;
 
 const EXAMPLES: &str = "\
@@ -73,7 +74,7 @@ pub fn main(args: &NetworkArgs) -> Result<u8, Failure> {
 
 /// The networks of the caller.
 pub fn store() -> Store {
-    Store::new(run::state_dir().as_deref())
+    Store::new(state::lasting_dir().as_deref())
 }
 
 /// The time, as the clock of the host has it.

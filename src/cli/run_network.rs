@@ -1,0 +1,301 @@
+//! `tapway run --network …`: which network, and which options go with it.
+//!
+//! | typed | the sandbox is |
+//! |---|---|
+//! | `private` | in a network of its own, with eth0 |
+//! | `none` | in a network namespace with nothing but lo; published ports are discarded, with a warning |
+//! | `host` | in the host's network; published ports are discarded, with a warning |
+//! | `container:NAME` | in the network, UTS and IPC namespaces of another sandbox |
+//! | any other name | not known yet |
+//!
+//! What contradicts is refused in Docker's words.
+
+use std::os::fd::OwnedFd;
+
+use nix::sched::CloneFlags;
+
+use super::run_args::RunArgs;
+use super::target::{self, Target};
+use super::{FAILURE, Failure};
+use crate::api::verbs::life::{NamespaceKind, Namespaces};
+use crate::sandbox::join::Donor;
+use crate::sandbox::state::Sandbox;
+use crate::sandbox::users::{Identity, UserChoice};
+use crate::sandbox::{life, state};
+
+/// A value of `--network`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// A network of its own.
+    Private,
+    /// Nothing but lo.
+    None,
+    /// The host's.
+    Host,
+    /// That of the sandbox of this name or id.
+    Container(String),
+    /// One of this name.
+    Named(String),
+}
+
+impl NetworkMode {
+    /// Reads it.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        match text {
+            "private" => Ok(Self::Private),
+            "none" => Ok(Self::None),
+            "host" => Ok(Self::Host),
+            "container" | "container:" => {
+                Err(Failure::usage("invalid network mode: invalid container format container:<name|id>"))
+            }
+            name => Ok(match name.strip_prefix("container:") {
+                Some(name) => Self::Container(name.to_owned()),
+                None => Self::Named(name.to_owned()),
+            }),
+        }
+    }
+
+    /// Refuses what does not go with it.
+    pub fn check(&self, args: &RunArgs) -> Result<(), Failure> {
+        let conflict = |what: &str| Err(Failure::usage(format!("conflicting options: {what}")));
+        let links = |kind: &str| format!("{kind} can't be used with links. This would result in undefined behavior");
+        // In Docker's order.
+        match self {
+            Self::Private => {}
+            Self::Named(name) => {
+                return Err(Failure::usage(format!(
+                    "network '{name}' is not known; this version has --network private, none, host and container:NAME"
+                )));
+            }
+            Self::Container(_) => {
+                for (is_given, what) in [
+                    (args.hostname.is_some(), "hostname and the network mode"),
+                    (!args.link.is_empty(), &links("container type network")),
+                    (
+                        !args.dns.is_empty() || !args.dns_search.is_empty() || !args.dns_option.is_empty(),
+                        "dns and the network mode",
+                    ),
+                    (!args.add_host.is_empty(), "custom host-to-IP mapping and the network mode"),
+                    (args.mac_address.is_some(), "mac-address and the network mode"),
+                    (
+                        !args.publish.is_empty() || args.publish_all,
+                        "port publishing and the container type network mode",
+                    ),
+                    (!args.expose.is_empty(), "port exposing and the container type network mode"),
+                ] {
+                    if is_given {
+                        return conflict(what);
+                    }
+                }
+            }
+            Self::Host if !args.link.is_empty() => return conflict(&links("host type networking")),
+            Self::Host | Self::None => {}
+        }
+        if *self != Self::Private {
+            for (is_given, option) in [
+                (!args.subnet.is_empty(), "subnet"),
+                (args.mac_address.is_some(), "mac-address"),
+                (!args.outbound_addr.is_empty(), "outbound-addr"),
+                (args.allow_host_loopback, "allow-host-loopback"),
+                (args.allow_link_local, "allow-link-local"),
+                (args.pcap.is_some(), "pcap"),
+            ] {
+                if is_given {
+                    return conflict(&format!("{option} and the network mode"));
+                }
+            }
+        }
+        // Links lead from one container to another of the default network, which nobody is on yet.
+        if let Some(link) = args.link.first() {
+            return Err(refused_link(link));
+        }
+        Ok(())
+    }
+
+    /// Says that published ports go nowhere, where that is so.
+    pub fn discards_ports(&self) -> bool {
+        matches!(self, Self::Host | Self::None)
+    }
+
+    /// As the state file has it, and `inspect`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Private => "private".to_owned(),
+            Self::None => "none".to_owned(),
+            Self::Host => "host".to_owned(),
+            Self::Container(id) => format!("container:{id}"),
+            Self::Named(name) => name.clone(),
+        }
+    }
+}
+
+fn refused_link(link: &str) -> Failure {
+    let (name, alias) = link.split_once(':').unwrap_or((link, link));
+    if name.is_empty() || alias.is_empty() || alias.contains(':') {
+        return Failure::usage(format!("bad format for links: {link}"));
+    }
+    let found = target::runtime_dir().ok().and_then(|dir| state::find(&dir, name).ok());
+    let line = match found {
+        None => format!("could not get container for {name}: No such container: {name}"),
+        Some(found) => format!("Cannot link to /{}, as it does not belong to the default network", found.name),
+    };
+    Failure { code: FAILURE, line }
+}
+
+/// Another sandbox, whose network is joined.
+#[derive(Debug)]
+pub struct Joining {
+    /// What the monitor needs.
+    pub donor: Donor,
+    /// What its monitor says of its users.
+    pub namespaces: Namespaces,
+    /// Its state file.
+    pub sandbox: Sandbox,
+}
+
+/// Gets what it takes to join the sandbox `typed`, for one named `own`.
+pub fn join(typed: &str, own: &str) -> Result<Joining, Failure> {
+    if typed == own {
+        return Err(Failure { code: FAILURE, line: "cannot join own network namespace".to_owned() });
+    }
+    let dir = target::runtime_dir()?;
+    let Ok(sandbox) = state::find(&dir, typed) else {
+        let line = format!("joining network namespace of container: No such container: {typed}");
+        return Err(Failure { code: FAILURE, line });
+    };
+    let (namespaces, mut fds) = Target::of(&dir, &sandbox).namespaces()?;
+    let mut mounts = None;
+    let mut shared = Vec::new();
+    // The last is the first process.
+    fds.pop();
+    for (&kind, fd) in namespaces.namespaces.iter().zip(fds) {
+        match kind {
+            NamespaceKind::Mnt => mounts = Some(fd),
+            NamespaceKind::Pid => {}
+            kind => shared.push((life::flag(kind), fd)),
+        }
+    }
+    shared.sort_by_key(|(flag, _): &(CloneFlags, OwnedFd)| *flag != CloneFlags::CLONE_NEWUSER);
+    let Some(mounts) = mounts else {
+        let line = format!("sandbox {} has no mount namespace of its own; it cannot be joined", sandbox.name);
+        return Err(Failure { code: FAILURE, line });
+    };
+    let donor = Donor { namespaces: shared, mounts, name: sandbox.name.clone() };
+    Ok(Joining { donor, namespaces, sandbox })
+}
+
+impl Joining {
+    /// Who the command is, and whether that is another than whom the donor's command is.
+    pub fn user(&self, choice: Option<UserChoice>) -> Result<(Identity, bool), Failure> {
+        let own = Identity { uid: self.namespaces.uid, gid: self.namespaces.gid };
+        choose_user(choice, own, &self.namespaces, &self.sandbox.name)
+    }
+}
+
+/// The user that is meant in a sandbox whose command is `own`, and whether it is another.
+pub fn choose_user(
+    choice: Option<UserChoice>,
+    own: Identity,
+    namespaces: &Namespaces,
+    name: &str,
+) -> Result<(Identity, bool), Failure> {
+    let identity = match choice {
+        None => own,
+        Some(UserChoice::Root) => Identity { uid: 0, gid: 0 },
+        Some(UserChoice::Keep) => {
+            Identity { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+        }
+        Some(UserChoice::Ids(identity)) => identity,
+    };
+    if !life::exists(&namespaces.uids, identity.uid) || !life::exists(&namespaces.gids, identity.gid) {
+        return Err(Failure::usage(format!(
+            "user {}:{} does not exist in sandbox {name}; choose another --user",
+            identity.uid, identity.gid
+        )));
+    }
+    Ok((identity, identity != own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::verbs::life::IdRange;
+    use crate::cli::{Action, Cli, USAGE};
+    use clap::Parser as _;
+
+    fn check(words: &str) -> Result<NetworkMode, Failure> {
+        let argv = ["tapway", "run"].into_iter().chain(words.split_whitespace()).chain(["true"]);
+        let Action::Run(args) = Cli::try_parse_from(argv).unwrap_or_else(|error| panic!("{error}")).command else {
+            panic!("not run")
+        };
+        let mode = NetworkMode::parse(&args.network)?;
+        mode.check(&args).map(|()| mode)
+    }
+
+    #[test]
+    fn modes_are_read() {
+        for (text, mode) in [
+            ("private", NetworkMode::Private),
+            ("none", NetworkMode::None),
+            ("host", NetworkMode::Host),
+            ("container:db", NetworkMode::Container("db".to_owned())),
+            ("web", NetworkMode::Named("web".to_owned())),
+        ] {
+            assert_eq!(NetworkMode::parse(text).as_ref(), Ok(&mode));
+            assert_eq!(mode.name(), text);
+        }
+        for text in ["container", "container:"] {
+            let line = NetworkMode::parse(text).map(|_| ()).map_err(|failure| failure.line);
+            assert_eq!(line, Err("invalid network mode: invalid container format container:<name|id>".to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_contradicts_is_refused_in_dockers_words() {
+        for (words, line) in [
+            ("-h x", "conflicting options: hostname and the network mode"),
+            ("--dns 192.0.2.1", "conflicting options: dns and the network mode"),
+            ("--dns-search x", "conflicting options: dns and the network mode"),
+            ("--dns-option x", "conflicting options: dns and the network mode"),
+            ("--add-host a:1.2.3.4", "conflicting options: custom host-to-IP mapping and the network mode"),
+            ("--mac-address 02::1", "conflicting options: mac-address and the network mode"),
+            ("-p 80", "conflicting options: port publishing and the container type network mode"),
+            ("-P", "conflicting options: port publishing and the container type network mode"),
+            ("--expose 80", "conflicting options: port exposing and the container type network mode"),
+            (
+                "--link db",
+                "conflicting options: container type network can't be used with links. This would result in undefined \
+                 behavior",
+            ),
+            ("--pcap x", "conflicting options: pcap and the network mode"),
+        ] {
+            let failure = check(&format!("--network container:x {words}")).unwrap_err();
+            assert_eq!((failure.code, failure.line.as_str()), (USAGE, line), "{words}");
+        }
+        let failure = check("--network host --link db").unwrap_err();
+        assert!(failure.line.starts_with("conflicting options: host type networking can't be used with links. "));
+        for words in ["--subnet 10.0.0.0/24", "--allow-link-local", "--outbound-addr lo", "--allow-host-loopback"] {
+            for mode in ["none", "host", "container:x"] {
+                assert!(check(&format!("--network {mode} {words}")).is_err(), "{mode} {words}");
+            }
+        }
+        for words in ["-p 80:80", "-P --expose 80", "--dns 192.0.2.1 -h x --add-host a:1.2.3.4"] {
+            for mode in ["none", "host", "private"] {
+                assert!(check(&format!("--network {mode} {words}")).is_ok(), "{mode} {words}");
+            }
+        }
+    }
+
+    #[test]
+    fn users_of_another_sandbox() {
+        let ids = || vec![IdRange { first: 0, count: 1 }, IdRange { first: 1, count: 10 }];
+        let namespaces = Namespaces { namespaces: vec![], pid: 1, uid: 5, gid: 5, uids: ids(), gids: ids() };
+        let own = Identity { uid: 5, gid: 5 };
+        let choose = |choice| choose_user(choice, own, &namespaces, "db");
+        assert_eq!(choose(None), Ok((own, false)));
+        assert_eq!(choose(Some(UserChoice::Ids(own))), Ok((own, false)));
+        assert_eq!(choose(Some(UserChoice::Root)), Ok((Identity { uid: 0, gid: 0 }, true)));
+        let failure = choose(Some(UserChoice::Ids(Identity { uid: 11, gid: 0 }))).unwrap_err();
+        assert_eq!(failure.line, "user 11:0 does not exist in sandbox db; choose another --user");
+    }
+}
