@@ -10,13 +10,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tapway::api::envelope::{self, Envelope};
 use tapway::api::error::{self, ApiError};
+use tapway::api::registry::Specs;
 use tapway::api::session::Hello;
 use tapway::api::verbs::{capture, dns, observe, ports};
 use tapway::api::{attach, hostfwd};
 use tapway::network::capture::CaptureOptions;
 use tapway::network::desired::{Desired, Limits};
 use tapway::network::{publish, zone};
-use tapway::sandbox::published::Published;
 use tapway::stack::census::{Cursor, FlowId};
 
 fn refusal(error: &ApiError) {
@@ -51,11 +51,9 @@ fn request(Envelope { execute: verb, arguments, .. }: Envelope, desired: &mut De
         "hello" => drop(typed::<Hello>(&verb, &arguments)),
         "publish" => {
             if let Some(ports::Publish { specs }) = typed(&verb, &arguments) {
-                match Published::parse(&specs) {
-                    Ok(parsed) => {
-                        let ports: usize = parsed.iter().map(|(_, ports)| ports.len()).sum();
-                        assert!(ports <= publish::MAX_PORTS, "{ports} ports");
-                    }
+                match Specs::parse(&specs) {
+                    // Two without an address: one of each family.
+                    Ok(parsed) => assert!(parsed.sockets() <= 2 * publish::MAX_PORTS, "{} sockets", parsed.sockets()),
                     Err(error) => refusal(&error),
                 }
             }

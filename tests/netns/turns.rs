@@ -52,7 +52,7 @@ fn longest_gap(guest: &Guest) -> (Duration, u64) {
 }
 
 /// Rounds by turns, in which `disturbed` is false and true.
-fn compare(what: &str, guest: &Guest, disturbed: &AtomicBool) {
+fn compare(what: &str, guest: &Guest, disturbed: &AtomicBool) -> Result<(), String> {
     let (mut without, mut with) = (Duration::MAX, Duration::MAX);
     let mut rounds = 0;
     while rounds < ROUNDS.start || (with > without + GROWTH && rounds < ROUNDS.end) {
@@ -65,7 +65,10 @@ fn compare(what: &str, guest: &Guest, disturbed: &AtomicBool) {
         rounds += 1;
     }
     eprintln!("{what}: longest gap {with:?}, {without:?} without ({rounds} rounds)");
-    assert!(with <= without + GROWTH, "{what}: the longest gap is {with:?} instead of {without:?}");
+    if with <= without + GROWTH {
+        return Ok(());
+    }
+    Err(format!("{what}: the longest gap is {with:?} instead of {without:?}"))
 }
 
 /// One that does the same again and again while it is told to.
@@ -76,6 +79,9 @@ fn again<'scope>(
     mut act: impl FnMut() + Send + 'scope,
 ) {
     scope.spawn(move || {
+        // What is measured is who holds up whom, not who gets a CPU.
+        let thread = nix::unistd::gettid().to_string();
+        let _ = std::process::Command::new("renice").args(["-n", "19", "-p", &thread]).output();
         while !over.load(Ordering::Relaxed) {
             if disturbed.load(Ordering::Relaxed) {
                 act();
@@ -153,8 +159,10 @@ fn clients_that_misbehave_hold_up_no_frame() {
                 drop(send(b"{\"execute\":\"get_metrics\"}"));
                 count();
             });
-            compare("misbehaving clients", &guest, disturbed);
+            let result = compare("misbehaving clients", &guest, disturbed);
+            // Before anything fails, or they would go on for ever.
             over.store(true, Ordering::Relaxed);
+            result.unwrap();
         });
         assert!(done_so_far.load(Ordering::Relaxed) > 20, "they did nothing");
         assert_eq!(done(w, "get_info", json!({}))["network_restarts"], 0);
@@ -217,8 +225,10 @@ fn a_list_of_ten_thousand_flows_holds_up_no_frame() {
                 lists.fetch_add(1, Ordering::Relaxed);
                 longest.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
             });
-            compare("list_flows of 10 000", &guest, disturbed);
+            let result = compare("list_flows of 10 000", &guest, disturbed);
+            // Before anything fails, or they would go on for ever.
             over.store(true, Ordering::Relaxed);
+            result.unwrap();
         });
         let (lists, longest) = (lists.load(Ordering::Relaxed), Duration::from_micros(longest.load(Ordering::Relaxed)));
         eprintln!("{lists} lists of 10 000 flows, the slowest in {longest:?}");
