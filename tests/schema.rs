@@ -48,6 +48,7 @@ const VERBS: &[(&str, &str, &str)] = &[
     ("get_namespaces", "life::GetNamespaces", "life::Namespaces"),
     ("send_signal", "life::SendSignal", ""),
     ("stop", "life::Stop", "life::Stopped"),
+    ("list_members", "observe::Nothing", "network::MemberList"),
 ];
 
 fn root() -> &'static Path {
