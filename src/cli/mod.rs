@@ -20,11 +20,13 @@ pub mod inspect;
 pub mod logs;
 pub mod metrics_listen;
 pub mod network;
+pub mod network_process;
 pub mod port;
 pub mod ps;
 pub mod publish;
 pub mod run;
 pub mod run_args;
+pub mod run_named;
 pub mod run_network;
 pub mod slirp4netns;
 pub mod stats;
@@ -104,6 +106,9 @@ pub enum Action {
     Slirp4netns(slirp4netns::table::Listed),
     /// Print the version.
     Version,
+    /// Be the process of a shared network.
+    #[command(name = "__network", hide = true)]
+    NetworkProcess(network_process::NetworkProcessArgs),
     /// Print words for shells to complete with.
     #[command(name = "__complete", hide = true)]
     Complete(complete::CompleteArgs),
@@ -162,6 +167,7 @@ pub fn main() -> ExitCode {
         Action::Top(args) => top::main(&args),
         Action::Ctl(args) => ctl::main(&args),
         Action::Complete(args) => complete::main(&args),
+        Action::NetworkProcess(args) => network_process::main(&args),
         Action::Doctor(args) => doctor::main(&args),
         // Reached only behind something, such as `--`, that kept the dispatch above from seeing it.
         Action::Slirp4netns(_) => Err(Failure::usage("slirp4netns must be the first word; see 'tapway --help'")),

@@ -19,10 +19,12 @@ use nix::sys::signal::SigSet;
 
 use super::detach::{self, Side};
 use super::run_args::{RunArgs, Switch};
+use super::run_named;
 use super::run_network::{self, NetworkMode};
 use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
-use crate::network::config::{EndpointConfig, Offloads, PlanV4, PlanV6};
+use crate::network::config::{EndpointConfig, Listener, Offloads, PlanV4, PlanV6};
+use crate::network::definition::Network;
 use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish, resolv};
 use crate::sandbox::command::Start;
@@ -33,6 +35,7 @@ use crate::sandbox::logs::store::{Kept, Store};
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::state::{About, Address, Attachment, Sandbox};
+use crate::sandbox::uplink::Source;
 use crate::sandbox::users::{self, Identity, UserChoice};
 use crate::sandbox::{control, files, host_dns, jobs, state};
 use crate::sys;
@@ -81,6 +84,10 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     let metrics = wanted.metrics.map(metrics_listen::bind).transpose()?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
+    let joined = match wanted.network.take() {
+        Some(network) => Some(wanted.join(&runtime_dir, network, &listeners)?),
+        None => None,
+    };
     let sandbox = Sandbox {
         id: wanted.id.clone(),
         name: wanted.name.clone(),
@@ -107,7 +114,7 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     let shares_terminal = jobs::shares_terminal();
     let foreground = shares_terminal && jobs::is_interactive();
     let (hosts, resolv_conf) = wanted.files();
-    let has_interface = wanted.mode == NetworkMode::Private;
+    let has_interface = matches!(wanted.mode, NetworkMode::Private | NetworkMode::Named(_));
     let (v4, v6) = (has_interface.then_some(wanted.v4), wanted.v6.filter(|_| has_interface));
     let hidden = [Some(runtime_dir), state::lasting_dir()].into_iter().flatten().collect();
     let plan = Plan {
@@ -122,6 +129,8 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
             mtu: wanted.mtu,
             v4,
             v6,
+            internal: wanted.internal,
+            embedded_dns: wanted.embedded_dns,
             hostname: wanted.hostname.clone(),
             hosts,
             resolv_conf,
@@ -152,7 +161,11 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
         metrics,
         pcap,
         shares_terminal,
-        network_process: crate::runtime::network_process,
+        source: match joined {
+            Some(joined) => Source::Shared(Box::new(joined.member())),
+            None if has_interface => Source::Own(crate::runtime::network_process),
+            None => Source::None,
+        },
         about: sandbox.about,
         output,
         endpoint: EndpointConfig {
@@ -180,6 +193,13 @@ struct Wanted {
     id: String,
     name: String,
     mode: NetworkMode,
+    network: Option<Network>,
+    asked: run_named::Asked,
+    own_mac: bool,
+    /// On a shared network: where names are asked for.
+    resolvers: Option<Vec<IpAddr>>,
+    embedded_dns: bool,
+    internal: bool,
     hostname: String,
     publish: Vec<publish::Publish>,
     metrics: Option<SocketAddr>,
@@ -238,8 +258,20 @@ impl Wanted {
             }
             tracing::info!("this kernel has no IPv6, so there is none inside");
         }
-        let mtu = plan::check_mtu(args.mtu, ipv6).map_err(|error| usage(&error))?;
-        let (v4, v6) = check_subnets(&args.subnet, ipv6, subnet)?;
+        let network = match &mode {
+            NetworkMode::Named(name) => Some(run_named::find(name)?),
+            _ => None,
+        };
+        let asked = run_named::Asked::parse(args)?;
+        let (mtu, (v4, v6)) = match &network {
+            Some(network) => (u32::from(run_named::mtu(network)), run_named::plans(network, None)?),
+            None => {
+                let mtu = args.mtu.unwrap_or(u32::from(plan::DEFAULT_MTU));
+                (mtu, check_subnets(&args.subnet, ipv6, subnet)?)
+            }
+        };
+        let v6 = v6.filter(|_| ipv6);
+        let mtu = plan::check_mtu(mtu, v6.is_some()).map_err(|error| usage(&error))?;
         let guest_mac = match &args.mac_address {
             Some(text) => plan::parse_mac(text).map_err(|error| usage(&error))?,
             None => plan::random_mac([m0, m1, m2]),
@@ -248,6 +280,9 @@ impl Wanted {
         let exposed = publish::parse_exposed(&args.expose).map_err(|error| usage(&error))?;
         if args.publish_all {
             publish::publish_exposed(&mut publish, exposed);
+        }
+        if let Some(network) = &network {
+            run_named::bind_where_it_says(network, &mut publish);
         }
         let metrics = args.metrics_listen.as_deref().map(metrics_listen::parse).transpose()?;
         let dns = args.dns.iter().map(|text| parse_dns(text)).collect::<Result<Vec<_>, _>>()?;
@@ -288,6 +323,12 @@ impl Wanted {
             id,
             name,
             mode,
+            network,
+            asked,
+            own_mac: args.mac_address.is_some(),
+            resolvers: None,
+            embedded_dns: false,
+            internal: false,
             publish,
             metrics,
             mtu,
@@ -308,6 +349,35 @@ impl Wanted {
             ping_groups: users.ping_groups,
             command,
         })
+    }
+
+    /// Takes the sandbox's place on a network, and lays out what follows from it.
+    fn join(
+        &mut self,
+        runtime_dir: &Path,
+        network: Network,
+        listeners: &[(Listener, OwnedFd)],
+    ) -> Result<run_named::Joining, Failure> {
+        let who = (self.id.as_str(), self.name.as_str(), self.hostname.as_str());
+        let ports = listeners.iter().map(|(listener, _)| *listener).collect();
+        let (resolvers, embedded) = run_named::resolvers(&network, &self.v4);
+        (self.resolvers, self.embedded_dns, self.internal) = (Some(resolvers), embedded, network.internal);
+        if embedded && !self.dns_options.iter().any(|option| option.starts_with("ndots:")) {
+            // As Docker has it: names of one label are asked for as they are.
+            self.dns_options.push("ndots:0".to_owned());
+        }
+        let mac = self.own_mac.then_some(self.guest_mac);
+        let joining = run_named::take(runtime_dir, network, std::mem::take(&mut self.asked), who, mac, ports)?;
+        let has_v6 = self.v6.is_some();
+        (self.v4, self.v6) = joining.plans()?;
+        self.v6 = self.v6.filter(|_| has_v6);
+        self.guest_mac = joining.lease().mac;
+        self.add_host.extend(joining.links.iter().cloned());
+        let usage = |error: desired::DesiredError| Failure::usage(error.to_string());
+        let mut settings = self.desired.dns().clone();
+        settings.options.clone_from(&self.dns_options);
+        self.desired = Desired::new(settings, &self.add_host, &desired::Limits::default()).map_err(usage)?;
+        Ok(joining)
     }
 
     /// What the state file tells of it, before it runs.
@@ -347,6 +417,9 @@ impl Wanted {
             NetworkMode::Private | NetworkMode::Named(_) => {
                 let mut resolvers = vec![IpAddr::V4(self.v4.dns)];
                 resolvers.extend(self.v6.map(|plan| IpAddr::V6(plan.dns)));
+                if let Some(shared) = &self.resolvers {
+                    resolvers.clone_from(shared);
+                }
                 let resolv_conf = resolv::render(&resolvers, &self.dns_search, &self.dns_options);
                 (Some(own_hosts(Some(&self.v4), self.v6.as_ref())), Some(resolv_conf))
             }

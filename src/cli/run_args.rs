@@ -53,8 +53,8 @@ pub struct RunArgs {
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
 
-    /// Network to join: 'private' (one of the sandbox's own), 'none' (only lo), 'host', or 'container:NAME' (another
-    /// sandbox's)
+    /// Network to join: 'bridge' (shared by default), one made by 'tapway network create', 'private' (one of the sandbox's
+    /// own), 'none' (only lo), 'host', or 'container:NAME' (another sandbox's)
     #[arg(long, alias = "net", value_name = "NETWORK", default_value = "private")]
     pub network: String,
 
@@ -70,13 +70,26 @@ pub struct RunArgs {
     #[arg(long, value_name = "PORT")]
     pub expose: Vec<String>,
 
-    /// Accepted to be refused in words: links need a shared network
-    #[arg(long, value_name = "NAME[:ALIAS]", hide = true)]
+    /// Address on a network that you made [default: the lowest that is free]
+    #[arg(long, value_name = "ADDR")]
+    pub ip: Option<String>,
+
+    /// IPv6 address on a network that you made [default: the lowest that is free]
+    #[arg(long, value_name = "ADDR")]
+    pub ip6: Option<String>,
+
+    /// Further name on a network that you made
+    #[arg(long, alias = "net-alias", value_name = "NAME")]
+    pub network_alias: Vec<String>,
+
+    /// Call another sandbox of the network by a name that only this one knows
+    #[arg(long, value_name = "NAME[:ALIAS]")]
     pub link: Vec<String>,
 
-    /// MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6)
-    #[arg(long, value_name = "BYTES", default_value_t = u32::from(crate::network::plan::DEFAULT_MTU))]
-    pub mtu: u32,
+    /// MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6); a shared network has its own
+    /// [default: 65520]
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u32>,
 
     /// Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]
     #[arg(long, value_name = "CIDR")]

@@ -6,7 +6,7 @@
 //! | `none` | in a network namespace with nothing but lo; published ports are discarded, with a warning |
 //! | `host` | in the host's network; published ports are discarded, with a warning |
 //! | `container:NAME` | in the network, UTS and IPC namespaces of another sandbox |
-//! | any other name | not known yet |
+//! | `bridge`, or any other name | on a network that others are on, too (`run_named`) |
 //!
 //! What contradicts is refused in Docker's words.
 
@@ -61,12 +61,7 @@ impl NetworkMode {
         let links = |kind: &str| format!("{kind} can't be used with links. This would result in undefined behavior");
         // In Docker's order.
         match self {
-            Self::Private => {}
-            Self::Named(name) => {
-                return Err(Failure::usage(format!(
-                    "network '{name}' is not known; this version has --network private, none, host and container:NAME"
-                )));
-            }
+            Self::Private | Self::Named(_) => {}
             Self::Container(_) => {
                 for (is_given, what) in [
                     (args.hostname.is_some(), "hostname and the network mode"),
@@ -91,23 +86,41 @@ impl NetworkMode {
             Self::Host if !args.link.is_empty() => return conflict(&links("host type networking")),
             Self::Host | Self::None => {}
         }
-        if *self != Self::Private {
-            for (is_given, option) in [
-                (!args.subnet.is_empty(), "subnet"),
-                (args.mac_address.is_some(), "mac-address"),
-                (!args.outbound_addr.is_empty(), "outbound-addr"),
-                (args.allow_host_loopback, "allow-host-loopback"),
-                (args.allow_link_local, "allow-link-local"),
-                (args.pcap.is_some(), "pcap"),
-            ] {
-                if is_given {
-                    return conflict(&format!("{option} and the network mode"));
-                }
-            }
+        // What belongs to the network, or to an interface that is not there.
+        let own = [(!args.subnet.is_empty(), "subnet"), (args.mtu.is_some(), "mtu")];
+        let interface = [
+            (args.mac_address.is_some(), "mac-address"),
+            (!args.outbound_addr.is_empty(), "outbound-addr"),
+            (args.allow_host_loopback, "allow-host-loopback"),
+            (args.allow_link_local, "allow-link-local"),
+            (args.pcap.is_some(), "pcap"),
+        ];
+        let contrary: &[(bool, &str)] = match self {
+            Self::Private => &[],
+            Self::Named(_) => &own,
+            Self::None | Self::Host | Self::Container(_) => &[own.as_slice(), interface.as_slice()].concat(),
+        };
+        if let Some((_, option)) = contrary.iter().find(|(is_given, _)| *is_given) {
+            return match self {
+                Self::Named(name) => conflict(&format!(
+                    "{option} and the network {name}, which has its own; use --network private, or make a network"
+                )),
+                _ => conflict(&format!("{option} and the network mode")),
+            };
         }
-        // Links lead from one container to another of the default network, which nobody is on yet.
-        if let Some(link) = args.link.first() {
-            return Err(refused_link(link));
+        if !matches!(self, Self::Named(_)) {
+            let refused = |line: &str| Err(Failure::usage(line));
+            if args.ip.is_some() || args.ip6.is_some() {
+                return refused(
+                    "invalid endpoint settings:\nuser-specified IP address is supported on user-defined networks only",
+                );
+            }
+            if !args.network_alias.is_empty() {
+                return refused("network-scoped aliases are only supported for user-defined networks");
+            }
+            if let Some(link) = args.link.first() {
+                return Err(no_link(link.split(':').next().unwrap_or(link)));
+            }
         }
         Ok(())
     }
@@ -129,11 +142,8 @@ impl NetworkMode {
     }
 }
 
-fn refused_link(link: &str) -> Failure {
-    let (name, alias) = link.split_once(':').unwrap_or((link, link));
-    if name.is_empty() || alias.is_empty() || alias.contains(':') {
-        return Failure::usage(format!("bad format for links: {link}"));
-    }
+/// The refusal of a link to a sandbox that is not on the default network.
+pub fn no_link(name: &str) -> Failure {
     let found = target::runtime_dir().ok().and_then(|dir| state::find(&dir, name).ok());
     let line = match found {
         None => format!("could not get container for {name}: No such container: {name}"),

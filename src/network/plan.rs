@@ -26,7 +26,7 @@ const MIN_PREFIX_V4: u8 = 8;
 /// The only IPv6 prefix length (SLAAC, RFC 4862, wants it).
 const PREFIX_V6: u8 = 64;
 /// Link-local address of the gateway.
-const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 /// Default MTU of the guest's interface: the largest multiple of 8 below the TAP's limit, as slirp4netns users have it.
 pub const DEFAULT_MTU: u16 = 65520;
 /// Largest MTU of a TAP: 65535 less the Ethernet header (drivers/net/tun.c).

@@ -43,7 +43,7 @@ use crate::api::verbs::capture::StopCapture;
 use crate::api::verbs::dns::{self, Change as NamesChange};
 use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
-use crate::network::config::{EndpointConfig, Listener};
+use crate::network::config::{EndpointConfig, Listener, Membership};
 use crate::network::desired::{self, Desired};
 use crate::telemetry;
 
@@ -134,8 +134,10 @@ pub struct Desk {
     pub host_servers: Vec<SocketAddr>,
     /// Where metrics are served, and the socket there.
     pub metrics: Option<(SocketAddr, Rc<OwnedFd>)>,
-    /// Process id of the network process.
+    /// Process id of the network process; 0 if it is not this monitor's child.
     pub network_pid: i32,
+    /// How the sandbox is a member of a shared network.
+    pub membership: Option<Membership>,
     /// How often it has been replaced.
     pub restarts: u32,
     /// Ports have changed since the state file was written.
@@ -179,6 +181,7 @@ impl Desk {
             host_servers,
             metrics: None,
             network_pid: 0,
+            membership: None,
             restarts: 0,
             stale: false,
             hosts_file: None,
@@ -213,7 +216,8 @@ impl Desk {
         let mut fds = vec![Rc::clone(tap)];
         fds.extend(pcap.cloned());
         let endpoint = Box::new(self.endpoint.clone());
-        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership: None }, fds)?;
+        let membership = self.membership.clone().map(Box::new);
+        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership }, fds)?;
         if let Some((_, socket)) = &self.metrics {
             link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
         }
@@ -636,7 +640,13 @@ impl Desk {
                                     here.entry(name).or_insert(value);
                                 }
                             }
-                            (Some(_), _) => {}
+                            (Some(_), _) if name != "pid" => {}
+                            // That of a shared network is not known here.
+                            (Some(_), value) => {
+                                if info.get("network_pid").is_some_and(Value::is_null) {
+                                    info.insert("network_pid".to_owned(), value);
+                                }
+                            }
                             (None, value) => drop(info.insert(name, value)),
                         }
                     }
@@ -806,7 +816,7 @@ impl Desk {
             "id": self.identity.id,
             "name": self.identity.name,
             "pid": std::process::id(),
-            "network_pid": self.network_pid,
+            "network_pid": (self.network_pid != 0).then_some(self.network_pid),
             "network_restarts": self.restarts,
             "uptime_seconds": uptime.as_secs_f64(),
             "hostname": endpoint.hostname,

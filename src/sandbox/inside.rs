@@ -31,6 +31,7 @@ use super::tap::{self, TapError};
 use super::users::Identity;
 use crate::api::attach::{self, AttachError};
 use crate::network::config::{Mac, PlanV4, PlanV6};
+use crate::stack::policy::EMBEDDED_DNS;
 use crate::telemetry;
 
 /// Name of the interface.
@@ -77,6 +78,10 @@ pub struct Setup {
     pub v4: Option<PlanV4>,
     /// IPv6 plan.
     pub v6: Option<PlanV6>,
+    /// There is no way out of its network.
+    pub internal: bool,
+    /// Names are asked for at [`EMBEDDED_DNS`], which leads to the gateway.
+    pub embedded_dns: bool,
     /// Host name.
     pub hostname: String,
     /// Text of /etc/hosts; None: the host's own.
@@ -138,8 +143,10 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     } else {
         prctl::set_child_subreaper(true).map_err(call("become a subreaper"))?;
     }
+    let mut notes = Vec::new();
+    let mut embedded_dns = false;
     match setup.scope {
-        Scope::Interface => make_interface(conn, setup)?,
+        Scope::Interface => embedded_dns = make_interface(conn, setup, &mut notes)?,
         Scope::Loopback => netlink::bring_up_loopback()?,
         Scope::Host | Scope::Joined(_) => {}
     }
@@ -147,8 +154,7 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     let (ToSandbox::Mapped, _) = attach::recv::<ToSandbox>(conn)? else {
         return Err(call("be told of the uid map")(Errno::EPROTO));
     };
-    let mut notes = Vec::new();
-    let (files, opened) = make_files(setup, &mut notes)?;
+    let (files, opened) = make_files(setup, embedded_dns, &mut notes)?;
     let raw: Vec<_> = opened.iter().map(AsRawFd::as_raw_fd).collect();
     attach::send(conn, &FromSandbox::Prepared { notes }, &raw)?;
     drop(opened);
@@ -158,8 +164,8 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     supervise(conn, setup, &files)
 }
 
-/// Makes the TAP, hands it over, and configures it.
-fn make_interface(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
+/// Makes the TAP, hands it over, and configures it. Returns whether [`EMBEDDED_DNS`] leads to the gateway.
+fn make_interface(conn: &OwnedFd, setup: &Setup, notes: &mut Vec<String>) -> Result<bool, InsideError> {
     let (tap, offloads) = tap::create(INTERFACE)?;
     attach::send(conn, &FromSandbox::Tap { offloads }, &[tap.as_raw_fd()])?;
     drop(tap);
@@ -183,11 +189,34 @@ fn make_interface(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
         mtu: setup.mtu,
         v4: setup.v4,
         v6: setup.v6,
+        internal: setup.internal,
     })?;
-    Ok(())
+    let (Some(plan), true) = (setup.v4, setup.embedded_dns) else { return Ok(false) };
+    // The kernel sends nothing to the loopback network by any other interface, and takes nothing from it, without this
+    // (Documentation/networking/ip-sysctl.rst, route_localnet).
+    let routed = std::fs::write(format!("/proc/sys/net/ipv4/conf/{INTERFACE}/route_localnet"), "1")
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            netlink::route_loopback_address(EMBEDDED_DNS, plan.gateway, index).map_err(|error| telemetry::chain(&error))
+        });
+    if let Err(why) = &routed {
+        notes.push(format!("names inside are asked for at {}, not at {EMBEDDED_DNS}: {why}", plan.gateway));
+    }
+    Ok(routed.is_ok())
 }
 
-fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<(Files, Vec<OwnedFd>), InsideError> {
+fn make_files(
+    setup: &Setup,
+    embedded_dns: bool,
+    notes: &mut Vec<String>,
+) -> Result<(Files, Vec<OwnedFd>), InsideError> {
+    // Whoever reads it must find somebody there.
+    let resolv_conf = match (&setup.resolv_conf, setup.v4) {
+        (Some(text), Some(plan)) if setup.embedded_dns && !embedded_dns => {
+            Some(text.replace(&format!("nameserver {EMBEDDED_DNS}"), &format!("nameserver {}", plan.gateway)))
+        }
+        (text, _) => text.clone(),
+    };
     let mut contents = Vec::new();
     if let Scope::Joined(donor) = &setup.scope {
         let entries = ["/etc/resolv.conf", "/etc/hosts"];
@@ -195,7 +224,7 @@ fn make_files(setup: &Setup, notes: &mut Vec<String>) -> Result<(Files, Vec<Owne
         contents.extend(entries.into_iter().zip(mounts.into_iter().map(Content::Mount)));
     } else {
         sethostname(&setup.hostname).map_err(call("set the host name"))?;
-        let texts = [("/etc/resolv.conf", &setup.resolv_conf), ("/etc/hosts", &setup.hosts)];
+        let texts = [("/etc/resolv.conf", &resolv_conf), ("/etc/hosts", &setup.hosts)];
         contents.extend(texts.into_iter().filter_map(|(entry, text)| Some((entry, Content::Text(text.as_deref()?)))));
     }
     if matches!(setup.scope, Scope::Interface | Scope::Loopback) {

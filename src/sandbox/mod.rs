@@ -18,7 +18,7 @@
 //! - [`control`], [`desk`], [`published`], [`captures`], [`edit`]: the control socket, and what is changed there;
 //! - [`join`]: a sandbox in another's network;
 //! - [`life`]: the verbs by which a sandbox is entered and ended; [`exec`]: a process that enters one;
-//! - [`link`]: the connection to the network process; [`proto`]: what monitor and first process say to each other.
+//! - [`uplink`]: the network process, our own or (`shared`) that of a network; [`link`]: the connection to it; [`proto`]: what monitor and first process say to each other.
 //!
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
@@ -47,7 +47,9 @@ pub mod netlink;
 pub mod networks;
 pub mod proto;
 pub mod published;
+pub mod shared;
 pub mod slirp;
 pub mod state;
 pub mod tap;
+pub mod uplink;
 pub mod users;

@@ -11,25 +11,23 @@
 //! of the control socket (`sandbox::control`; what they ask is done by `sandbox::desk`).
 //!
 //! A network process that dies is replaced at once by one that gets the same TAP and listeners, of which the monitor
-//! keeps duplicates; [`MAX_DEATHS`] within [`DEATHS_WITHIN`] end the sandbox with an error. Signals that were sent to the
+//! keeps duplicates (`sandbox::uplink`, also for the process of a shared network, which is nobody's child). Signals that were sent to the
 //! monitor go to the command; those that the terminal sent went to the whole process group anyway. When the command stops
 //! (Ctrl-Z, or by itself) the monitor stops, and for no other reason.
 //!
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::json;
@@ -44,11 +42,11 @@ use super::inside::{self, Scope, Setup};
 use super::jobs::{self, Terminal};
 use super::join::JoinError;
 use super::life::{self, Due, Stopping, Wish};
-use super::link::Link;
 use super::logs::output::{Abandoned, Output};
 use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
 use super::state::{self, About, Entry};
+use super::uplink::{Source, Uplink, UplinkError};
 use crate::api::attach::{self, AttachError, FromNetwork};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::session::{Limits, Request};
@@ -57,13 +55,6 @@ use crate::network::config::{EndpointConfig, Listener};
 use crate::network::desired::Desired;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry;
-
-/// A network process that dies this often…
-const MAX_DEATHS: usize = 3;
-/// … within this time is not started again.
-const DEATHS_WITHIN: Duration = Duration::from_secs(10);
-/// How long a network process may take to leave at the end: it writes out its capture file.
-const LEAVE_TIME: Duration = Duration::from_secs(2);
 
 /// Exit code of a command that was killed.
 const KILLED: u8 = 128 + Signal::SIGKILL as u8;
@@ -97,9 +88,8 @@ pub struct Plan {
     pub pcap: Option<OwnedFd>,
     /// The caller's terminal is shared with the command (same process group).
     pub shares_terminal: bool,
-    /// Body of the network process, given its end of the attach connection. Not started where the sandbox has no
-    /// interface of its own (`Scope`).
-    pub network_process: fn(OwnedFd) -> ExitCode,
+    /// Where the network process comes from.
+    pub source: Source,
     /// What the state file tells of it.
     pub about: About,
     /// Where the command's output goes, if not to the caller (`tapway run --detach`).
@@ -162,15 +152,9 @@ pub enum RunError {
     /// The network process said why.
     #[error("the network process gave up: {0}")]
     Network(String),
-    /// The network process keeps dying.
-    #[error(
-        "the network process died {MAX_DEATHS} times in {within} seconds (the last time: {how}); the sandbox is stopped",
-        within = DEATHS_WITHIN.as_secs()
-    )]
-    NetworkDied {
-        /// How it ended the last time.
-        how: String,
-    },
+    /// There is none, or none any more.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
     /// A connection to a child broke in an unexpected way.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -204,21 +188,12 @@ fn call(what: &'static str) -> impl FnOnce(nix::Error) -> RunError {
     move |source| RunError::Call { what, source }
 }
 
-/// A network process and the connection to it.
-#[derive(Debug)]
-struct Network {
-    link: Link,
-    child: Child,
-    ready: bool,
-}
-
 struct Monitor {
     plan: Plan,
     sandbox: OwnedFd,
     init: Child,
     /// None where the sandbox has no interface of its own.
-    network: Option<Network>,
-    deaths: VecDeque<Instant>,
+    network: Option<Uplink>,
     /// Duplicate of the guest's TAP, once it exists.
     tap: Option<Rc<OwnedFd>>,
     pcap: Option<Rc<OwnedFd>>,
@@ -279,8 +254,7 @@ fn end_output(output: Output, result: &Result<u8, RunError>) {
 fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
     let signals = jobs::block_signals().map_err(call("block signals"))?;
     // First, so that it starts up while the kernel makes the namespaces.
-    let with_network = matches!(plan.setup.scope, Scope::Interface);
-    let network = if with_network { Some(start_network(plan.network_process)?) } else { None };
+    let network = plan.source.open()?;
     let (sandbox, init) = start_init(&plan)?;
     plan.about.init = u32::try_from(init.pid.as_raw()).ok();
     plan.setup.start.stdio = None;
@@ -295,7 +269,8 @@ fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError>
         plan.desired.clone(),
         host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
     );
-    desk.network_pid = network.as_ref().map_or(0, |network| network.child.pid.as_raw());
+    desk.network_pid = network.as_ref().map_or(0, Uplink::pid);
+    desk.membership = plan.source.membership().cloned();
     desk.metrics = plan.metrics.take().map(|(address, socket)| (address, Rc::new(socket)));
     let control = plan.control.take().map(|listener| Server::new(listener, &verbs::OF_SANDBOX, Limits::default()));
     let pcap = plan.pcap.take().map(Rc::new);
@@ -304,7 +279,6 @@ fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError>
         sandbox,
         init,
         network,
-        deaths: VecDeque::new(),
         tap: None,
         pcap,
         ours: Ours { hosts: desk.host_lines(), resolv: desk.resolv_lines() },
@@ -332,13 +306,13 @@ fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError>
     }
     drop(tap);
     drop(pcap);
-    let network = network.map(|Network { child, .. }| child);
     drop(desk);
-    drop(plan);
     drop(watcher);
-    if let Some(child) = network {
-        child.leave(LEAVE_TIME);
+    if let Some(network) = network {
+        network.close();
     }
+    // With the lease, whose address is free from here on.
+    drop(plan);
     if let Some(mut control) = control {
         let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
         let reply = error::reply(&error::value(&Stopped { code }));
@@ -360,29 +334,6 @@ fn ignore_closed(error: AttachError) -> Result<(), AttachError> {
 fn connection() -> Result<(OwnedFd, OwnedFd), RunError> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(call("make a socket pair"))
-}
-
-/// Forks the network process. It has a session of its own, so that no terminal signals it, and only its end of the
-/// connection and stderr (for its log) are left to it.
-fn start_network(body: fn(OwnedFd) -> ExitCode) -> Result<Network, RunError> {
-    let (ours, theirs) = connection()?;
-    match spawn::fork().map_err(call("fork the network process"))? {
-        Forked::Parent(pid) => {
-            let child = Child::new(pid);
-            let link = Link::new(ours).map_err(call("make the attach connection non-blocking"))?;
-            Ok(Network { link, child, ready: false })
-        }
-        Forked::Child => spawn::leave_with(|| {
-            spawn::close_all_but(&[theirs.as_fd()]);
-            let _ = nix::unistd::setsid();
-            if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
-                let _ = nix::unistd::dup2_stdin(&null);
-                let _ = nix::unistd::dup2_stdout(&null);
-            }
-            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            u8::from(body(theirs) != ExitCode::SUCCESS)
-        }),
-    }
 }
 
 /// Clones the first process into the new namespaces.
@@ -489,7 +440,7 @@ impl Monitor {
         }
         let mut fds =
             vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN)];
-        let link = self.network.as_ref().map(|Network { link, .. }| {
+        let link = self.network.as_ref().map(|Uplink { link, .. }| {
             let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
             fds.push(PollFd::new(link.fd(), PollFlags::POLLIN | output));
             fds.len() - 1
@@ -549,7 +500,7 @@ impl Monitor {
             return self.obey_life(key, request, now);
         }
         let Some(control) = &mut self.control else { return Ok(()) };
-        let Some(Network { link, .. }) = &mut self.network else {
+        let Some(Uplink { link, .. }) = &mut self.network else {
             let uptime = now;
             control.reply(key, self.desk.obey_without_network(request, self.plan.setup.scope.network(), uptime), now);
             return Ok(());
@@ -614,7 +565,7 @@ impl Monitor {
     /// What is left to do at the end of a turn.
     fn settle(&mut self) -> Result<(), RunError> {
         let now = self.started.elapsed();
-        if let Some(Network { link, .. }) = &mut self.network {
+        if let Some(Uplink { link, .. }) = &mut self.network {
             let late = self.desk.handle_timeout(now, link)?;
             self.desk.tell_due(link)?;
             link.flush()?;
@@ -738,7 +689,7 @@ impl Monitor {
 
     /// Tells the network process everything, with duplicates of every descriptor.
     fn attach(&mut self) -> Result<(), RunError> {
-        let (Some(tap), Some(Network { link, .. })) = (&self.tap, &mut self.network) else { return Ok(()) };
+        let (Some(tap), Some(Uplink { link, .. })) = (&self.tap, &mut self.network) else { return Ok(()) };
         self.desk.attach(link, tap, self.pcap.as_ref())?;
         let control = self.control.as_ref();
         Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
@@ -768,26 +719,14 @@ impl Monitor {
         Ok(())
     }
 
-    /// The connection is gone: reaps the old process, starts and attaches a new one.
+    /// The connection is gone: attaches to another process.
     fn replace_network(&mut self) -> Result<(), RunError> {
         let Some(network) = &mut self.network else { return Ok(()) };
-        // Where only the connection is gone, the process goes now.
-        network.child.kill();
-        let how = network.child.wait().unwrap_or_default();
-        let now = Instant::now();
-        self.deaths.push_back(now);
-        while self.deaths.front().is_some_and(|&death| now.duration_since(death) > DEATHS_WITHIN) {
-            self.deaths.pop_front();
-        }
-        if self.deaths.len() >= MAX_DEATHS {
-            return Err(RunError::NetworkDied { how });
-        }
-        tracing::warn!("the network process died ({how}); starting another");
+        network.replace(&self.plan.source)?;
+        self.desk.network_pid = network.pid();
+        // Its successor is told all that holds; what was being asked is over.
         let answered = self.desk.handle_lost();
         self.answer(answered);
-        let network = start_network(self.plan.network_process)?;
-        self.desk.network_pid = network.child.pid.as_raw();
-        self.network = Some(network);
         self.attach()
     }
 

@@ -7,7 +7,7 @@
 //! Deliberately static: addresses without duplicate detection (nobody else is on the segment, and DAD would cost a
 //! second), default routes by netlink and not by router advertisement.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
@@ -27,6 +27,9 @@ pub(super) use netlink_packet_route::link::LinkAttribute as Attribute;
 
 /// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX, include/net/net_namespace.h).
 pub(super) const LOOPBACK: u32 = 1;
+
+/// The routing table of a host's own addresses (RT_TABLE_LOCAL, include/uapi/linux/rtnetlink.h).
+const LOCAL_TABLE: u8 = 255;
 
 /// Frames that wait in the TAP for us. With TSO the queue counts super-frames: at 10 000 one TAP with a stopped reader
 /// was seen to hold 618 MiB of kernel memory; at 1000 it holds a tenth, and nothing was slower.
@@ -73,6 +76,8 @@ pub struct Interface<'a> {
     pub v4: Option<PlanV4>,
     /// IPv6 address and route.
     pub v6: Option<PlanV6>,
+    /// There is no way out, and so no default route.
+    pub internal: bool,
 }
 
 /// Brings up lo alone.
@@ -100,7 +105,9 @@ pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
     batch.set_link(format!("bring up {name}"), index, true, vec![]);
     let mut both = |address: IpAddr, prefix_len: u8, gateway: IpAddr| {
         batch.add_address(format!("give {name} the address {address}/{prefix_len}"), index, address, prefix_len);
-        batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+        if !interface.internal {
+            batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+        }
     };
     if let Some(plan) = interface.v4 {
         both(IpAddr::V4(plan.guest), plan.subnet.prefix_len(), IpAddr::V4(plan.gateway));
@@ -108,6 +115,30 @@ pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
     if let Some(plan) = interface.v6 {
         both(IpAddr::V6(plan.guest), plan.subnet.prefix_len(), IpAddr::V6(plan.gateway_link_local));
     }
+    batch.run()
+}
+
+/// Makes `address`, which is one of the loopback network, lead to `gateway` by interface `index`. The route has its place in
+/// the local table, where the loopback network's own is: the longer one counts. The interface must have `route_localnet`.
+pub fn route_loopback_address(address: Ipv4Addr, gateway: Ipv4Addr, index: u32) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = 32;
+    message.header.table = LOCAL_TABLE;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(address)),
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+        RouteAttribute::Oif(index),
+    ];
+    batch.push(
+        format!("set a route to {address} via {gateway}"),
+        NLM_F_CREATE | NLM_F_REPLACE,
+        RouteNetlinkMessage::NewRoute(message),
+    );
     batch.run()
 }
 

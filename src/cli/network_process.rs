@@ -1,0 +1,54 @@
+//! `tapway __network NAME CONFIG`: the process of a shared network. Hidden: monitors start it (`sandbox::shared`).
+//!
+//! Its standard input is the listening socket for monitors, its standard output the one for reads, its standard error its
+//! log. It makes itself nobody's child and nobody's session, so that it outlives its starter and no terminal signals it.
+//! Whoever is waited for leaves at once, with 0 if the process is there.
+
+use std::os::fd::OwnedFd;
+
+use clap::Args;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::setsid;
+
+use super::Failure;
+use crate::network::config::NetworkConfig;
+use crate::runtime;
+use crate::sys::fd::duplicate_inherited;
+use crate::sys::spawn::{self, Forked};
+use crate::telemetry::{self, LogFormat};
+
+/// Arguments of `tapway __network`.
+#[derive(Debug, Args)]
+pub struct NetworkProcessArgs {
+    /// The network's name, for lists of processes
+    pub name: String,
+    /// What the network is, as JSON
+    pub config: String,
+}
+
+/// Becomes the process; only the one that is waited for returns.
+pub fn main(args: &NetworkProcessArgs) -> Result<u8, Failure> {
+    let config: NetworkConfig = serde_json::from_str(&args.config)
+        .map_err(|error| Failure::usage(format!("'{}' is not a network: {error}", args.config)))?;
+    let (Some(attach), Some(reads)) = (duplicate_inherited(0), duplicate_inherited(1)) else {
+        return Err(Failure::usage(format!("{} is started by tapway itself", crate::sandbox::shared::COMMAND)));
+    };
+    match spawn::fork().map_err(|error| Failure::runtime(&error))? {
+        Forked::Parent(_) => Ok(0),
+        Forked::Child => spawn::leave_with(|| {
+            let _ = setsid();
+            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+            let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+            if let Ok(null) = null {
+                let _ = nix::unistd::dup2_stdin(&null);
+                let _ = nix::unistd::dup2_stdout(&null);
+            }
+            telemetry::init(0, LogFormat::Text);
+            u8::from(serve(attach, reads, config) != std::process::ExitCode::SUCCESS)
+        }),
+    }
+}
+
+fn serve(attach: OwnedFd, reads: OwnedFd, config: NetworkConfig) -> std::process::ExitCode {
+    runtime::network::shared_network_process(attach, Some(reads), config)
+}

@@ -1,0 +1,199 @@
+//! The process of a network that several sandboxes share, as a monitor finds it: connects to it, or starts it first.
+//!
+//! ```text
+//! RUNTIME/networks/ID12/attach     where it listens for monitors (SOCK_SEQPACKET, api::attach)
+//! RUNTIME/networks/ID12/control    where it answers everybody of this user (api::session)
+//! RUNTIME/networks/ID12/starting   held while one is started
+//! RUNTIME/networks/ID12/log        what the process says; begun anew by whoever starts it
+//! ```
+//!
+//! Both sockets are made by the monitor that starts the process, before it starts it: so the first member's connection waits
+//! in the backlog and nobody waits for the process to come up. The process is this program executed anew
+//! (`cli::network_process`), with the two listening sockets and the log as its standard streams, an empty environment, and
+//! nobody's child: it outlives the monitor that started it. It leaves by itself after its last member and closes its
+//! sockets first. A connection that it closes without a word has found it leaving: the next attempt starts another.
+//!
+//! What is at the paths is never trusted to be alive: who finds nobody listening takes the lock and looks once more, and
+//! only then replaces the sockets.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{Mode, umask};
+
+use super::control::address;
+use super::locked;
+use crate::network::config::NetworkConfig;
+
+/// How long somebody else may take to start the process.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Members that may wait to be let in; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// The hidden command that the process is.
+pub const COMMAND: &str = "__network";
+/// Variables that it keeps of the starter's environment: how much it says, and how.
+const KEPT: [&str; 2] = ["TAPWAY_LOG", "RUST_BACKTRACE"];
+
+/// Why there is no network process.
+#[derive(Debug, thiserror::Error)]
+pub enum SharedError {
+    /// A socket.
+    #[error("cannot {what} {path}")]
+    Socket {
+        /// What.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Errno.
+        #[source]
+        source: Errno,
+    },
+    /// A file.
+    #[error("cannot {what} {path}")]
+    File {
+        /// What.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Errno.
+        #[source]
+        source: io::Error,
+    },
+    /// The program.
+    #[error("cannot start the process of network {network}")]
+    Start {
+        /// Whose.
+        network: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It said why.
+    #[error("the process of network {network} cannot start; see {log}")]
+    Refused {
+        /// Whose.
+        network: String,
+        /// Where it says more.
+        log: PathBuf,
+    },
+    /// The lock.
+    #[error("another tapway has been starting network {0} for {seconds} seconds; is one of them stopped?", seconds = PATIENCE.as_secs())]
+    Busy(String),
+}
+
+/// One network's process.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// `RUNTIME/networks/ID12`, which exists.
+    dir: PathBuf,
+    config: NetworkConfig,
+}
+
+impl Shared {
+    /// The process of this network, whose directory is `dir` (`leases::Leases::dir`). Nothing is done yet.
+    pub fn new(dir: &Path, config: NetworkConfig) -> Self {
+        Self { dir: dir.to_owned(), config }
+    }
+
+    /// What the network is for everybody.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// A connection to the process, which is started if it does not run.
+    pub fn connect(&self) -> Result<OwnedFd, SharedError> {
+        let path = self.dir.join("attach");
+        if let Some(conn) = try_connect(&path)? {
+            return Ok(conn);
+        }
+        let lock = self.dir.join("starting");
+        let _lock = locked::wait(&lock, PATIENCE).map_err(|source| match source.kind() {
+            io::ErrorKind::TimedOut => SharedError::Busy(self.config.name.clone()),
+            _ => SharedError::File { what: "lock", path: lock.clone(), source },
+        })?;
+        // Somebody else may just have started it.
+        if let Some(conn) = try_connect(&path)? {
+            return Ok(conn);
+        }
+        let attach = listen_at(&path, SockType::SeqPacket)?;
+        let control = listen_at(&self.dir.join("control"), SockType::Stream)?;
+        let conn = try_connect(&path)?;
+        self.start(attach, control)?;
+        conn.ok_or_else(|| SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
+    }
+
+    fn start(&self, attach: OwnedFd, control: OwnedFd) -> Result<(), SharedError> {
+        let path = self.dir.join("log");
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .and_then(|log| log.set_len(0).map(|()| log))
+            .map_err(|source| SharedError::File { what: "open", path: path.clone(), source })?;
+        let failed = |source| SharedError::Start { network: self.config.name.clone(), source };
+        let config = serde_json::to_string(&self.config).map_err(|error| failed(error.into()))?;
+        // The program that runs now, whatever has become of its file.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("tapway").args([COMMAND, &self.config.name, &config]).current_dir("/");
+        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
+        command.stdin(Stdio::from(attach)).stdout(Stdio::from(control)).stderr(Stdio::from(log));
+        // What is waited for is the child that makes the process and leaves.
+        let status = command.status().map_err(failed)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(SharedError::Refused { network: self.config.name.clone(), log: path })
+    }
+}
+
+/// Connects; None if nobody listens there.
+fn try_connect(path: &Path) -> Result<Option<OwnedFd>, SharedError> {
+    let failed = |what| move |source| SharedError::Socket { what, path: path.to_owned(), source };
+    let (name, _dir) =
+        address(path).map_err(|source| SharedError::File { what: "open", path: path.to_owned(), source })?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(failed("make a socket for"))?;
+    let to = UnixAddr::new(&name).map_err(failed("name"))?;
+    loop {
+        return match connect(fd.as_raw_fd(), &to) {
+            Ok(()) => Ok(Some(fd)),
+            Err(Errno::EINTR) => continue,
+            // No file, a dead process's, or no socket at all.
+            Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPROTOTYPE) => Ok(None),
+            Err(source) => Err(failed("connect to")(source)),
+        };
+    }
+}
+
+/// Makes a listening socket for this user alone in the place of whatever is at `path`.
+fn listen_at(path: &Path, kind: SockType) -> Result<OwnedFd, SharedError> {
+    let failed = |what| move |source| SharedError::Socket { what, path: path.to_owned(), source };
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(SharedError::File { what: "remove", path: path.to_owned(), source });
+        }
+        _ => {}
+    }
+    let (name, _dir) =
+        address(path).map_err(|source| SharedError::File { what: "open", path: path.to_owned(), source })?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, kind, flags, None).map_err(failed("make a socket for"))?;
+    let at = UnixAddr::new(&name).map_err(failed("name"))?;
+    // The mode is right from the first moment on. One thread, so nobody else makes a file meanwhile.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = bind(fd.as_raw_fd(), &at);
+    umask(before);
+    bound.map_err(failed("bind"))?;
+    listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN)).map_err(failed("listen at"))?;
+    Ok(fd)
+}

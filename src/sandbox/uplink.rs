@@ -1,0 +1,181 @@
+//! The network process of one sandbox, wherever it comes from: forked for this sandbox alone, or that of a network which
+//! several share.
+//!
+//! | | own | shared |
+//! |---|---|---|
+//! | begins | forked by this monitor | by the first monitor that needs it, executed anew (`sandbox::shared`) |
+//! | the connection | a socket pair | by its socket |
+//! | the connection closes | it died: reaped, and another is forked | it died or is leaving: found or started again |
+//! | the monitor ends | it is waited for, then killed | it goes on with its other members |
+//!
+//! Either way what follows is the same: the endpoint is attached anew with the same TAP and the same listeners. A process
+//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::child::Child;
+use super::leases::HeldLease;
+use super::link::Link;
+use super::shared::{Shared, SharedError};
+use crate::network::config::Membership;
+use crate::sys::spawn::{self, Forked};
+
+/// A network process that dies this often…
+pub const MAX_DEATHS: usize = 3;
+/// … within this time is not started again.
+pub const DEATHS_WITHIN: Duration = Duration::from_secs(10);
+/// How long an own network process may take to leave at the end: it writes out its capture file.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
+
+/// Where the network process comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Nowhere: the sandbox has no interface of its own.
+    None,
+    /// Forked; its body, given its end of the attach connection.
+    Own(fn(OwnedFd) -> ExitCode),
+    /// That of a shared network.
+    Shared(Box<Member>),
+}
+
+/// A sandbox's place on a shared network.
+#[derive(Debug)]
+pub struct Member {
+    /// The network's process.
+    pub shared: Shared,
+    /// What the sandbox holds there, as long as it runs.
+    pub lease: HeldLease,
+    /// What it is called there.
+    pub membership: Membership,
+}
+
+/// Why there is no network process.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// A system call.
+    #[error("cannot {what}")]
+    Call {
+        /// Which.
+        what: &'static str,
+        /// Errno.
+        #[source]
+        source: nix::Error,
+    },
+    /// A shared one.
+    #[error(transparent)]
+    Shared(#[from] SharedError),
+    /// It keeps dying.
+    #[error(
+        "the network process died {MAX_DEATHS} times in {within} seconds (the last time: {how}); the sandbox is stopped",
+        within = DEATHS_WITHIN.as_secs()
+    )]
+    Dies {
+        /// How it ended the last time.
+        how: String,
+    },
+}
+
+fn call(what: &'static str) -> impl FnOnce(nix::Error) -> UplinkError {
+    move |source| UplinkError::Call { what, source }
+}
+
+/// A network process and the connection to it.
+#[derive(Debug)]
+pub struct Uplink {
+    /// What is said to it.
+    pub link: Link,
+    /// It forwards frames.
+    pub ready: bool,
+    /// None: it is a shared one.
+    child: Option<Child>,
+    deaths: VecDeque<Instant>,
+}
+
+impl Source {
+    /// How the sandbox is a member of a shared network.
+    pub fn membership(&self) -> Option<&Membership> {
+        match self {
+            Self::Shared(member) => Some(&member.membership),
+            Self::None | Self::Own(_) => None,
+        }
+    }
+
+    /// Starts the process, or finds it; None where there is to be none.
+    pub fn open(&self) -> Result<Option<Uplink>, UplinkError> {
+        let (conn, child) = match self {
+            Self::None => return Ok(None),
+            Self::Own(body) => fork(*body).map(|(conn, child)| (conn, Some(child)))?,
+            Self::Shared(member) => (member.shared.connect()?, None),
+        };
+        let link = Link::new(conn).map_err(call("make the attach connection non-blocking"))?;
+        Ok(Some(Uplink { link, ready: false, child, deaths: VecDeque::new() }))
+    }
+}
+
+impl Uplink {
+    /// Process id of the network process; 0 if it is not this monitor's child.
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().map_or(0, |child| child.pid.as_raw())
+    }
+
+    /// The connection is gone: reaps the process, and connects to another.
+    pub fn replace(&mut self, source: &Source) -> Result<(), UplinkError> {
+        let how = match &mut self.child {
+            // Where only the connection is gone, the process goes now.
+            Some(child) => {
+                child.kill();
+                child.wait().unwrap_or_default()
+            }
+            None => "the connection to it closed".to_owned(),
+        };
+        let now = Instant::now();
+        self.deaths.push_back(now);
+        while self.deaths.front().is_some_and(|&death| now.duration_since(death) > DEATHS_WITHIN) {
+            self.deaths.pop_front();
+        }
+        if self.deaths.len() >= MAX_DEATHS {
+            return Err(UplinkError::Dies { how });
+        }
+        tracing::warn!("the network process died ({how}); starting another");
+        if let Some(mut next) = source.open()? {
+            next.deaths = std::mem::take(&mut self.deaths);
+            *self = next;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the process: the connection is the lease. One of our own is given time to leave.
+    pub fn close(self) {
+        let Self { link, child, .. } = self;
+        drop(link);
+        if let Some(child) = child {
+            child.leave(LEAVE_TIME);
+        }
+    }
+}
+
+/// Forks the network process. It has a session of its own, so that no terminal signals it, and only its end of the
+/// connection and stderr (for its log) are left to it.
+fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(call("make a socket pair"))?;
+    match spawn::fork().map_err(call("fork the network process"))? {
+        Forked::Parent(pid) => Ok((ours, Child::new(pid))),
+        Forked::Child => spawn::leave_with(|| {
+            spawn::close_all_but(&[theirs.as_fd()]);
+            let _ = nix::unistd::setsid();
+            if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+                let _ = nix::unistd::dup2_stdin(&null);
+                let _ = nix::unistd::dup2_stdout(&null);
+            }
+            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+            u8::from(body(theirs) != ExitCode::SUCCESS)
+        }),
+    }
+}
