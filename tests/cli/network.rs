@@ -143,6 +143,8 @@ fn everything_that_can_be_said() {
     let table =
         network(&stage, &["ls", "--filter", "label=a=b", "--format", "table {{.Name}}\\t{{.IPv6}}\\t{{.Labels}}"]);
     assert_eq!(table.ok(), "NAME      IPV6      LABELS\nfoo       true      a=b,c=\n");
+    let label = network(&stage, &["ls", "--filter", "name=foo", "--format", "{{.Label \"a\"}}-{{.Label \"none\"}}"]);
+    assert_eq!(label.ok(), "b-\n");
     let row: Value =
         serde_json::from_str(network(&stage, &["ls", "--format", "json", "--filter", "name=foo"]).ok()).unwrap();
     assert_eq!(

@@ -30,6 +30,23 @@ pub enum Data {
     Map(BTreeMap<String, Data>),
     /// Fields in order.
     Struct(Vec<(String, Data)>),
+    /// A field that is asked with a key, `{{.Label "team"}}`: Go's method. It is in no output by itself.
+    Lookup(BTreeMap<String, Data>),
+    /// The same in a heading: a key is called after its last part.
+    LookupHeading,
+}
+
+/// Texts by key that templates ask with `{{.Field "key"}}` and JSON does not show.
+#[derive(Clone, Debug, Default)]
+pub struct Lookup(pub BTreeMap<String, String>);
+
+/// What a [`Lookup`] is called on its way.
+const LOOKUP: &str = "$tapway::Lookup";
+
+impl Serialize for Lookup {
+    fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(LOOKUP, &self.0)
+    }
 }
 
 impl Data {
@@ -48,7 +65,7 @@ impl Data {
             Data::Text(text) => !text.is_empty(),
             Data::List(items) => !items.is_empty(),
             Data::Map(entries) => !entries.is_empty(),
-            Data::Struct(_) => true,
+            Data::Struct(_) | Data::Lookup(_) | Data::LookupHeading => true,
         }
     }
 
@@ -56,7 +73,7 @@ impl Data {
     pub fn go(&self) -> String {
         match self {
             Data::Null => "<nil>".to_owned(),
-            Data::Absent => String::new(),
+            Data::Absent | Data::Lookup(_) | Data::LookupHeading => String::new(),
             Data::Bool(value) => value.to_string(),
             Data::Int(value) => value.to_string(),
             Data::Float(value) => value.to_string(),
@@ -83,7 +100,8 @@ impl Data {
         fn object<'a>(out: &mut String, entries: impl Iterator<Item = (&'a String, &'a Data)>) {
             out.push('{');
             let mut first = true;
-            for (key, value) in entries.filter(|(_, value)| **value != Data::Absent) {
+            let shown = |value: &Data| !matches!(value, Data::Absent | Data::Lookup(_) | Data::LookupHeading);
+            for (key, value) in entries.filter(|(_, value)| shown(value)) {
                 if !std::mem::take(&mut first) {
                     out.push(',');
                 }
@@ -95,7 +113,7 @@ impl Data {
         }
         // Writing to a String cannot fail.
         let _ = match self {
-            Data::Null | Data::Absent => write!(out, "null"),
+            Data::Null | Data::Absent | Data::Lookup(_) | Data::LookupHeading => write!(out, "null"),
             Data::Bool(value) => write!(out, "{value}"),
             Data::Int(value) => write!(out, "{value}"),
             Data::Float(value) => write!(out, "{value}"),
@@ -218,8 +236,11 @@ impl ser::Serializer for Taker {
     fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<Data, NotData> {
         Ok(Data::Text(variant.to_owned()))
     }
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Data, NotData> {
-        value.serialize(self)
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result<Data, NotData> {
+        match (name, value.serialize(self)?) {
+            (LOOKUP, Data::Map(entries)) => Ok(Data::Lookup(entries)),
+            (_, value) => Ok(value),
+        }
     }
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,

@@ -47,7 +47,8 @@ impl Format {
         }
     }
 
-    /// The text for these rows; `headings` are those of the fields.
+    /// The text for these rows; `headings` are those of the fields. One that is empty
+    /// belongs to a [`data::Lookup`], which is headed by its key.
     pub fn render<T: Serialize>(&self, headings: &[(&str, &str)], rows: &[T]) -> Result<String, TemplateError> {
         let rows = rows.iter().map(Data::of).collect::<Result<Vec<_>, _>>().map_err(TemplateError::data)?;
         let lines = |template: &Template| rows.iter().map(|row| template.run(row)).collect::<Result<Vec<_>, _>>();
@@ -55,7 +56,10 @@ impl Format {
             Self::Json => Ok(rows.iter().map(|row| row.json() + "\n").collect()),
             Self::Rows(template) => Ok(lines(template)?.into_iter().map(|line| line + "\n").collect()),
             Self::Table(template) => {
-                let entry = |(field, heading): &(&str, &str)| ((*field).to_owned(), Data::Text((*heading).to_owned()));
+                let entry = |(field, heading): &(&str, &str)| {
+                    let text = Data::Text((*heading).to_owned());
+                    ((*field).to_owned(), if heading.is_empty() { Data::LookupHeading } else { text })
+                };
                 let head = template.run(&Data::Map(headings.iter().map(entry).collect()))?;
                 let mut all = vec![head];
                 all.extend(lines(template)?);
@@ -123,14 +127,22 @@ mod tests {
     struct Row {
         name: &'static str,
         driver: &'static str,
+        label: data::Lookup,
     }
 
-    const ROWS: [Row; 2] = [Row { name: "a", driver: "bridge" }, Row { name: "much-longer-name", driver: "null\x1b" }];
-    const HEADINGS: [(&str, &str); 2] = [("Name", "NAME"), ("Driver", "DRIVER")];
+    fn rows() -> [Row; 2] {
+        let label = data::Lookup([("com.example.the-team".to_owned(), "a".to_owned())].into());
+        [
+            Row { name: "a", driver: "bridge", label },
+            Row { name: "much-longer-name", driver: "null\x1b", label: data::Lookup::default() },
+        ]
+    }
+
+    const HEADINGS: [(&str, &str); 3] = [("Name", "NAME"), ("Driver", "DRIVER"), ("Label", "")];
 
     fn render(text: &str) -> Result<String, String> {
         let format = Format::parse(text, "table {{.Name}}").map_err(|error| error.to_string())?;
-        format.render(&HEADINGS, &ROWS).map_err(|error| error.to_string())
+        format.render(&HEADINGS, &rows()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -142,8 +154,13 @@ mod tests {
         assert_eq!(render("{{.Driver}}/{{.Name}}").unwrap(), "bridge/a\nnull\x1b/much-longer-name\n");
         assert_eq!(render("json").unwrap().lines().next().unwrap(), r#"{"Name":"a","Driver":"bridge"}"#);
         let narrow =
-            Format::parse("table {{.Driver}}\t{{.Driver}}", "").unwrap().render(&HEADINGS, &ROWS[..1]).unwrap();
+            Format::parse("table {{.Driver}}\t{{.Driver}}", "").unwrap().render(&HEADINGS, &rows()[..1]).unwrap();
         assert_eq!(narrow, "DRIVER    DRIVER\nbridge    bridge\n");
+        assert_eq!(
+            render("table {{.Name}}\\t{{.Label \"com.example.the-team\"}}").unwrap(),
+            "NAME               the team\na                  a\nmuch-longer-name   \n"
+        );
+        assert!(render("{{.Label}}").unwrap_err().contains("Label is asked with a key"));
         assert!(render("{{.Nmae}}").unwrap_err().contains("Nmae"));
     }
 

@@ -7,7 +7,7 @@
 //! {{- .Name -}} takes away blanks around it, {{.Name | upper | printf "%s!"}} hands on, {{/* is left out */}}
 //! ```
 //!
-//! Functions: and, eq, ge, gt, index, join, json, le, len, lower, lt, ne, not, or, print, printf (%s %v %d %q %%), println,
+//! A field may be one that is asked with a key: {{.Label "team"}}. Functions: and, eq, ge, gt, index, join, json, le, len, lower, lt, ne, not, or, print, printf (%s %v %d %q %%), println,
 //! upper. Anything else is refused by name. A field that a struct does not have is an error, as in Go; a key that a map
 //! does not have is `<no value>`. Templates are the user's own: what bounds them is their length.
 
@@ -436,14 +436,34 @@ fn evaluate(pipe: &Pipe, dot: &Data, scope: &Scope) -> Result<Value> {
             arguments.extend(carried.take());
             call(name, &arguments)?
         } else {
-            if !rest.is_empty() || carried.is_some() {
-                return fail("can't give argument to non-function");
+            let value = value_of(first, dot, scope)?;
+            let mut keys = rest.iter().map(|operand| value_of(operand, dot, scope)).collect::<Result<Vec<_>>>()?;
+            keys.extend(carried.take());
+            match (value, keys.as_slice()) {
+                (Some(value @ (Data::Lookup(_) | Data::LookupHeading)), keys) => look_up(value, first, keys)?,
+                (value, []) => value,
+                _ => return fail("can't give argument to non-function"),
             }
-            value_of(first, dot, scope)?
         };
         carried = Some(value);
     }
     Ok(carried.flatten())
+}
+
+/// Docker's `.Label "key"`.
+fn look_up(value: Data, asked: &Operand, keys: &[Value]) -> Result<Value> {
+    let [Some(Data::Text(key))] = keys else {
+        let name = match asked {
+            Operand::Value(_, path) => path.last().map_or(".", String::as_str),
+            _ => "it",
+        };
+        return fail(format!("{name} is asked with a key: {{{{.{name} \"key\"}}}}"));
+    };
+    Ok(Some(match value {
+        Data::Lookup(mut entries) => entries.remove(key).unwrap_or(Data::Text(String::new())),
+        // As docker heads it: the key's last part, in words.
+        _ => Data::Text(key.rsplit('.').next().unwrap_or(key).replace(['-', '_'], " ")),
+    }))
 }
 
 fn value_of(operand: &Operand, dot: &Data, scope: &Scope) -> Result<Value> {

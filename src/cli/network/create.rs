@@ -128,6 +128,9 @@ pub fn fresh() -> Result<Fresh, Failure> {
 fn request(args: &CreateArgs) -> Result<Request, Failure> {
     refuse(args)?;
     check_name(&args.name).map_err(|error| Failure::usage(error.to_string()))?;
+    if let Some(text) = args.aux_address.iter().find(|text| !text.contains('=')) {
+        return Err(Failure::usage(format!("--aux-address '{}' is not NAME=ADDR", text.escape_default())));
+    }
     let auxiliary: Vec<(String, String)> = args.aux_address.iter().map(|text| pair(text)).collect();
     let subnets = creation::assemble(&args.subnet, &args.ip_range, &args.gateway, &auxiliary);
     Ok(Request {
@@ -224,6 +227,7 @@ mod tests {
             (&["--ingress", "foo"], "--ingress"),
             (&["--config-only", "foo"], "--config-only"),
             (&["--config-from", "x", "foo"], "--config-from"),
+            (&["--aux-address", "10.0.0.1", "foo"], "--aux-address '10.0.0.1' is not NAME=ADDR"),
             (&["--gateway", "10.0.0.1", "foo"], "every ip-range or gateway must have a corresponding subnet"),
             (&["bridge"], "operation is not permitted on predefined bridge network "),
             (&["a/b"], "\"a/b\" includes invalid characters"),

@@ -22,7 +22,7 @@ Examples:
 
 Filters: driver=NAME, id=ID, label=KEY[=VALUE], name=NAME, scope=local, type=custom|builtin, dangling=true|false.
   Of several of one kind one is enough, but all labels must be there; ^ and $ stand for the ends of a name or id.
-Fields: .ID .Name .Driver .Scope .IPv4 .IPv6 .Internal .Labels .CreatedAt; also 'table' and 'json'.";
+Fields: .ID .Name .Driver .Scope .IPv4 .IPv6 .Internal .Labels .CreatedAt, and .Label \"KEY\"; also 'table' and 'json'.";
 
 /// Arguments of `tapway network ls`.
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::cli::format::data::Lookup;
 use crate::network::definition::Network;
 use crate::network::lease::Lease;
 use crate::network::options::DEFAULT_BRIDGE;
@@ -172,6 +173,8 @@ pub struct Row {
     ipv6: String,
     #[serde(rename = "Internal")]
     internal: String,
+    #[serde(rename = "Label")]
+    label: Lookup,
     #[serde(rename = "Labels")]
     labels: String,
     #[serde(rename = "Name")]
@@ -181,13 +184,14 @@ pub struct Row {
 }
 
 /// Headings of its fields.
-pub const HEADINGS: [(&str, &str); 9] = [
+pub const HEADINGS: [(&str, &str); 10] = [
     ("CreatedAt", "CREATED AT"),
     ("Driver", "DRIVER"),
     ("ID", "NETWORK ID"),
     ("IPv4", "IPV4"),
     ("IPv6", "IPV6"),
     ("Internal", "INTERNAL"),
+    ("Label", ""),
     ("Labels", "LABELS"),
     ("Name", "NAME"),
     ("Scope", "SCOPE"),
@@ -204,6 +208,7 @@ impl Row {
             ipv4: "true",
             ipv6: network.ipv6.to_string(),
             internal: network.internal.to_string(),
+            label: Lookup(network.labels.clone()),
             labels: labels.join(","),
             name: network.name.clone(),
             scope: "local",
