@@ -122,7 +122,7 @@ impl Network {
         Ok(conn)
     }
 
-    fn endpoint(&self, number: u8, mtu: u16) -> EndpointConfig {
+    fn endpoint(number: u8, mtu: u16) -> EndpointConfig {
         EndpointConfig {
             id: format!("{number:012x}"),
             mtu,
@@ -161,13 +161,13 @@ impl Network {
             tapway::sys::tap::set_offload(tap.as_fd(), 0).expect("TUNSETOFFLOAD");
             offloads = tapway::network::config::Offloads { vnet_hdr: true, ..Default::default() };
         }
-        let mut endpoint = self.endpoint(number, mtu);
+        let mut endpoint = Self::endpoint(number, mtu);
         endpoint.offloads = offloads;
-        let Mac([a, b, c, d, e, f]) = endpoint.guest_mac;
+        let mac = endpoint.guest_mac;
         ns.sh(&format!(
             "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
              echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra
-             ip link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu {mtu}
+             ip link set eth0 address {mac} mtu {mtu}
              ip addr add {}/16 dev eth0; ip -6 addr add {}/64 dev eth0 nodad
              ip link set eth0 up
              ip route add default via {GATEWAY4}; ip -6 route add default via {GATEWAY6}
@@ -493,7 +493,7 @@ fn groups_and_broadcasts() {
                 match group {
                     IpAddr::V4(_) => socket.set_multicast_if_v4(&v4(2)).unwrap(),
                     IpAddr::V6(_) => {
-                        socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap()
+                        socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
                     }
                 }
                 socket.send_to(b"to the group", &at(group, 6000).into()).unwrap();
@@ -580,7 +580,7 @@ fn its_death_is_seen_by_all_and_a_successor_serves_the_same_taps() {
         let network = Network::start(w, config(1500));
         for (number, member, name) in [(2, &one, "one"), (3, &two, "two")] {
             let conn = network.connect().unwrap();
-            let mut endpoint = network.endpoint(number, 1500);
+            let mut endpoint = Network::endpoint(number, 1500);
             endpoint.offloads =
                 tapway::network::config::Offloads { vnet_hdr: true, csum: true, tso4: true, tso6: true, uso: true };
             let membership = Some(Box::new(Membership { names: vec![name.into()], links: vec![] }));
