@@ -36,6 +36,8 @@
 //! **Watching.** [`Resolver::observe`] takes a bounded channel that gets one [`Event`] for each question; when it is full
 //! events are lost and counted. Unwatched, this costs one atomic load a question.
 
+mod stats;
+
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -57,6 +59,9 @@ use crate::network::zone::{Answer, Zone};
 use crate::wire::dns_build::{self, Builder};
 use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
 use crate::wire::dns_name::Name;
+
+use stats::{Counters, count};
+pub use stats::{EVENT_ADDRESSES, Event, Source, Stats};
 
 /// Bounds of the forwarder.
 #[derive(Clone, Copy, Debug)]
@@ -102,106 +107,6 @@ pub enum Transport {
     Udp,
     /// A connection: the answer is whole.
     Tcp,
-}
-
-/// What happened to questions so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Questions that went to a server.
-    pub forwarded: u64,
-    /// Of these, those about domains with servers of their own.
-    pub forwarded_by_domain: u64,
-    /// Of these, those about the target of an alias of the zone.
-    pub followed: u64,
-    /// Questions to which a server answered that there is no such name.
-    pub no_such_name: u64,
-    /// Questions to which the best answer of a server was that it failed or refuses.
-    pub unwilling: u64,
-    /// Questions answered from the zone, with records.
-    pub zone: u64,
-    /// Questions answered from the zone: the name has no such records.
-    pub zone_empty: u64,
-    /// Questions answered here: names of this host, garbage, what is not carried.
-    pub local: u64,
-    /// Questions that no server answered.
-    pub failed: u64,
-    /// Questions refused because too many were in flight.
-    pub overload: u64,
-    /// Datagrams from a server that did not answer what it was asked.
-    pub mismatched: u64,
-    /// Events that nobody took in time.
-    pub lost_events: u64,
-}
-
-impl Stats {
-    /// Each counter by its name.
-    pub fn named(&self) -> [(&'static str, u64); 12] {
-        [
-            ("dns_forwarded", self.forwarded),
-            ("dns_forwarded_by_domain", self.forwarded_by_domain),
-            ("dns_followed", self.followed),
-            ("dns_no_such_name", self.no_such_name),
-            ("dns_unwilling", self.unwilling),
-            ("dns_zone", self.zone),
-            ("dns_zone_empty", self.zone_empty),
-            ("dns_local", self.local),
-            ("dns_failed", self.failed),
-            ("dns_overload", self.overload),
-            ("dns_mismatched", self.mismatched),
-            ("dns_lost_events", self.lost_events),
-        ]
-    }
-}
-
-/// One question and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The name asked for, as text; "." is the root.
-    pub name: String,
-    /// Its type; see `wire::dns_data::type_name`.
-    pub qtype: u16,
-    /// How it was asked.
-    pub transport: Transport,
-    /// Response code of the answer given (RFC 1035 §4.1.1).
-    pub rcode: u8,
-    /// Who knew.
-    pub source: Source,
-    /// Addresses in the answer, at most [`EVENT_ADDRESSES`].
-    pub addresses: Vec<IpAddr>,
-    /// How long it took.
-    pub took: Duration,
-}
-
-/// Addresses told in one [`Event`].
-pub const EVENT_ADDRESSES: usize = 8;
-
-/// Where an answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Answered or refused here, not from records.
-    Local,
-    /// The network's own records.
-    Zone,
-    /// A name server.
-    Server(SocketAddr),
-    /// No server answered, or too much was asked at once.
-    Nobody,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    forwarded: AtomicU64,
-    forwarded_by_domain: AtomicU64,
-    followed: AtomicU64,
-    no_such_name: AtomicU64,
-    unwilling: AtomicU64,
-    zone: AtomicU64,
-    zone_empty: AtomicU64,
-    lost_events: AtomicU64,
-    local: AtomicU64,
-    failed: AtomicU64,
-    overload: AtomicU64,
-    mismatched: AtomicU64,
 }
 
 /// Room for an answer over UDP. A question that announces less has a server that sends less; what does not fit is asked
@@ -344,22 +249,7 @@ impl Resolver {
 
     /// What happened so far.
     pub fn stats(&self) -> Stats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Stats {
-            forwarded: get(&counters.forwarded),
-            forwarded_by_domain: get(&counters.forwarded_by_domain),
-            followed: get(&counters.followed),
-            no_such_name: get(&counters.no_such_name),
-            unwilling: get(&counters.unwilling),
-            zone: get(&counters.zone),
-            zone_empty: get(&counters.zone_empty),
-            local: get(&counters.local),
-            failed: get(&counters.failed),
-            overload: get(&counters.overload),
-            mismatched: get(&counters.mismatched),
-            lost_events: get(&counters.lost_events),
-        }
+        self.counters.stats()
     }
 
     /// The answer to one message of a guest, or None where nothing may be said to it (it is no question). Takes
@@ -628,10 +518,6 @@ fn get<T: ?Sized>(place: &RwLock<Arc<T>>) -> Arc<T> {
 
 fn put<T: ?Sized>(place: &RwLock<Arc<T>>, value: Arc<T>) {
     *place.write().unwrap_or_else(PoisonError::into_inner) = value;
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// What is neither in a zone nor asked of a server.

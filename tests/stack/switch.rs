@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use proptest::prelude::*;
 use smoltcp::time::{Duration, Instant};
 use tapway::network::config::{EndpointConfig, Link, Mac, Membership, Offloads};
 use tapway::stack::policy::NetworkRules;
@@ -652,4 +653,50 @@ fn groups_forget_with_time() {
         net.send(2, group_mac(join.dst), &join);
     }
     assert_eq!(net.send(0, group_mac(group), &datagram(v4(0), group)), [2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any bytes behind any Ethernet header: nothing panics, nobody is somebody else, and what comes out is whole.
+    #[test]
+    fn any_frame_at_all(
+        frames in proptest::collection::vec(
+            (0_u16..3, 0_usize..5, 0_usize..4, proptest::collection::vec(any::<u8>(), 0..120), any::<[u8; VNET_HDR_LEN]>()),
+            1..40,
+        ),
+    ) {
+        let mut net = Net::empty(true);
+        net.join(0, all_offloads(), named(&["a"], &[])).unwrap();
+        net.join(1, Offloads::default(), named(&["b"], &["a"])).unwrap();
+        net.join(2, Offloads { vnet_hdr: true, csum: true, ..Offloads::default() }, named(&["c"], &[])).unwrap();
+        for (member, to, kind, body, vnet) in frames {
+            let to = [mac(0), mac(1), GATEWAY_MAC, BROADCAST, [0x33, 0x33, 0, 0, 0, 1]][to];
+            let mut frame = vnet.to_vec();
+            frame.extend(to);
+            frame.extend(mac(member));
+            frame.extend([[8, 0], [0x86, 0xdd], [8, 6], [0x88, 0xcc]][kind]);
+            // Often enough what it says it is.
+            let mut body = body;
+            if let (0, [first, .., ]) = (kind, &mut body[..]) {
+                *first = 0x45;
+            } else if let (1, [first, ..]) = (kind, &mut body[..]) {
+                *first = 0x60;
+            }
+            if let (0, Some(src), IpAddr::V4(own)) = (kind, body.get_mut(12..16), v4(member)) {
+                src.copy_from_slice(&own.octets());
+            }
+            if let (1, Some(src), IpAddr::V6(own)) = (kind, body.get_mut(8..24), v6(member)) {
+                src.copy_from_slice(&own.octets());
+            }
+            frame.extend(body);
+            net.clear();
+            net.raw(member, &frame);
+            for (at, tap) in net.taps.0.iter().enumerate() {
+                for got in tap {
+                    prop_assert!(at != usize::from(member) && got.len() >= IP_OFFSET && got[16..22] == mac(member));
+                }
+            }
+        }
+    }
 }

@@ -27,6 +27,8 @@ use crate::spaces::{Ns, Proc, SCRATCH, wait_for};
 use crate::tools::{any, ask_tcp, ask_udp, at, connect, echo_tcp, tell_tcp, tell_udp};
 use crate::world::{HOST4, INET4, INET6, World};
 
+mod figures;
+
 /// Tells the process what it is to be.
 const CONFIG: &str = "TAPWAY_TEST_NETWORK";
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
@@ -122,7 +124,7 @@ impl Network {
         Ok(conn)
     }
 
-    fn endpoint(&self, number: u8, mtu: u16) -> EndpointConfig {
+    fn endpoint(number: u8, mtu: u16) -> EndpointConfig {
         EndpointConfig {
             id: format!("{number:012x}"),
             mtu,
@@ -161,13 +163,13 @@ impl Network {
             tapway::sys::tap::set_offload(tap.as_fd(), 0).expect("TUNSETOFFLOAD");
             offloads = tapway::network::config::Offloads { vnet_hdr: true, ..Default::default() };
         }
-        let mut endpoint = self.endpoint(number, mtu);
+        let mut endpoint = Self::endpoint(number, mtu);
         endpoint.offloads = offloads;
-        let Mac([a, b, c, d, e, f]) = endpoint.guest_mac;
+        let mac = endpoint.guest_mac;
         ns.sh(&format!(
             "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
              echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra
-             ip link set eth0 address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu {mtu}
+             ip link set eth0 address {mac} mtu {mtu}
              ip addr add {}/16 dev eth0; ip -6 addr add {}/64 dev eth0 nodad
              ip link set eth0 up
              ip route add default via {GATEWAY4}; ip -6 route add default via {GATEWAY6}
@@ -493,7 +495,7 @@ fn groups_and_broadcasts() {
                 match group {
                     IpAddr::V4(_) => socket.set_multicast_if_v4(&v4(2)).unwrap(),
                     IpAddr::V6(_) => {
-                        socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap()
+                        socket.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
                     }
                 }
                 socket.send_to(b"to the group", &at(group, 6000).into()).unwrap();
@@ -580,7 +582,7 @@ fn its_death_is_seen_by_all_and_a_successor_serves_the_same_taps() {
         let network = Network::start(w, config(1500));
         for (number, member, name) in [(2, &one, "one"), (3, &two, "two")] {
             let conn = network.connect().unwrap();
-            let mut endpoint = network.endpoint(number, 1500);
+            let mut endpoint = Network::endpoint(number, 1500);
             endpoint.offloads =
                 tapway::network::config::Offloads { vnet_hdr: true, csum: true, tso4: true, tso6: true, uso: true };
             let membership = Some(Box::new(Membership { names: vec![name.into()], links: vec![] }));
@@ -622,113 +624,27 @@ fn fifty_members() {
     });
 }
 
-/// Frames go from one TAP to the other as they are: the least that any switch must do.
-fn bare_relay(taps: [OwnedFd; 2], stop: std::sync::Arc<std::sync::atomic::AtomicBool>) {
-    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
-    for (at, tap) in taps.iter().enumerate() {
-        epoll.add(tap, EpollEvent::new(EpollFlags::EPOLLIN, at as u64)).unwrap();
-    }
-    let mut frame = vec![0; 70_000];
-    let mut events = [EpollEvent::empty(); 4];
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        let ready = epoll.wait(&mut events, 100_u16).unwrap();
-        for event in &events[..ready] {
-            let from = event.data() as usize;
-            for _ in 0..64 {
-                let Ok(len) = nix::unistd::read(&taps[from], &mut frame) else { break };
-                let _ = nix::unistd::write(&taps[1 - from], &frame[..len]);
-            }
-        }
-    }
-}
-
-/// Answers a second: `window` questions are on their way at any time.
-fn dns_rate(member: &Member, server: SocketAddr, window: usize) -> f64 {
-    let mut query = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    query.extend(b"\x05redis\x00\x00\x01\x00\x01");
-    member.ns.run(|| {
-        let socket = UdpSocket::bind(any(server)).unwrap();
-        socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let mut buf = [0; 512];
-        let (begun, mut answers, mut on_the_way) = (Instant::now(), 0_u32, 0);
-        while begun.elapsed() < Duration::from_secs(2) {
-            while on_the_way < window {
-                let _ = socket.send(&query);
-                on_the_way += 1;
-            }
-            match socket.recv(&mut buf) {
-                Ok(_) => {
-                    answers += 1;
-                    on_the_way -= 1;
-                }
-                Err(_) => on_the_way = 0,
-            }
-        }
-        f64::from(answers) / begun.elapsed().as_secs_f64()
-    })
-}
-
-/// Round trips of one byte by TCP, median microseconds.
-fn round_trip(from: &Member, to: &Member) -> f64 {
-    let server = at(v4(to.number), 7300);
-    echo_tcp(&to.ns, server);
-    let mut stream = connect(&from.ns, server).unwrap();
-    stream.set_nodelay(true).unwrap();
-    let mut times: Vec<f64> = (0..5000)
-        .map(|_| {
-            let begun = Instant::now();
-            stream.write_all(b"x").unwrap();
-            stream.read_exact(&mut [0]).unwrap();
-            begun.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// `cargo test --test netns network::figures -- --ignored --nocapture`: what the issue asks to be measured.
 #[test]
-#[ignore = "measures, and says nothing on a busy machine"]
-fn figures() {
+fn a_member_at_full_rate_does_not_starve_the_others() {
     World::run(|w| {
-        for mtu in [1500, 65520] {
-            let network = Network::start(w, config(mtu));
-            let (one, two) = (network.join(2, &wish(&["one"])), network.join(3, &wish(&["redis"])));
-            for round in 0..3 {
-                let (there, back) = (iperf(&one, &two, "172.18.0.3", &[]), iperf(&one, &two, "172.18.0.3", &["-R"]));
-                eprintln!("MTU {mtu}, network {round}: {:.2} and {:.2} Gbit/s", there / 1e9, back / 1e9);
-            }
-            eprintln!("MTU {mtu}, network: {:.1} us there and back", round_trip(&one, &two));
-            for server in [at(GATEWAY4, 53), at(Ipv4Addr::new(127, 0, 0, 11), 53)] {
-                for window in [1, 64] {
-                    let rate = dns_rate(&one, server, window);
-                    eprintln!("MTU {mtu}, {server}, {window} at a time: {rate:.0} answers a second");
-                }
-            }
-            drop((one, two));
-            let pid = Pid::from_raw(network.pid());
-            wait_for("the network process to leave", Duration::from_secs(5), || kill(pid, None).is_err());
-            // The same namespaces with nothing but a relay between them.
-            let network = Network::start(w, config(mtu));
-            let (mut one, mut two) = (network.join(2, &wish(&["one"])), network.join(3, &wish(&["redis"])));
-            (one.conn, two.conn) = (None, None);
-            let pid = Pid::from_raw(network.pid());
-            wait_for("the network process to leave", Duration::from_secs(5), || kill(pid, None).is_err());
-            let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-            let taps = [one.tap.try_clone().unwrap(), two.tap.try_clone().unwrap()];
-            let relay = std::thread::spawn({
-                let stop = stop.clone();
-                move || bare_relay(taps, stop)
-            });
-            for round in 0..3 {
-                let (there, back) = (iperf(&one, &two, "172.18.0.3", &[]), iperf(&one, &two, "172.18.0.3", &["-R"]));
-                eprintln!("MTU {mtu}, bare relay {round}: {:.2} and {:.2} Gbit/s", there / 1e9, back / 1e9);
-            }
-            eprintln!("MTU {mtu}, bare relay: {:.1} us there and back", round_trip(&one, &two));
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            relay.join().unwrap();
-        }
+        let network = Network::start(w, config(1500));
+        let members: Vec<Member> = (2..6).map(|n| network.join(n, &wish(&[&format!("m{n}")]))).collect();
+        // Small datagrams to somebody who does not want them cost most.
+        members[0].sh("python3 -c '
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end = time.time() + 20
+while time.time() < end:
+    try:
+        s.sendto(b\"x\" * 100, (\"172.18.0.3\", 9))
+    except OSError:
+        pass
+' >/dev/null 2>&1 &");
+        let other = &members[2];
+        let ping = other.sh("sleep 0.5; ping -q -c40 -i0.05 -W2 172.18.0.5");
+        assert!(ping.contains(" 0% packet loss"), "{ping}");
+        let average: f64 = ping.rsplit(" = ").next().unwrap().split('/').nth(1).unwrap().parse().unwrap();
+        assert!(average < 20.0, "{ping}");
+        assert_eq!(other.dig("127.0.0.11", "m5", "A"), ["172.18.0.5"]);
     });
 }
