@@ -185,8 +185,11 @@ fn two_files_of_ten_mebibytes_while_it_is_followed() {
     assert!(sizes.iter().all(|&size| size <= 10 << 20) && sizes[1] > 9 << 20, "{sizes:?}");
     let kept = stage.run(&["logs", "box"]);
     let numbers: Vec<u32> = kept.stdout.lines().map(|line| line[5..15].parse().unwrap()).collect();
-    assert!(numbers.last() == Some(&300_000) && numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]));
-    assert_eq!(kept.stderr, "");
+    assert!(numbers.last() == Some(&300_000) && numbers.windows(2).all(|pair| pair[0] < pair[1]));
+    // A machine that is busy may lose some, but says so.
+    let missing = 300_001 - numbers[0] - u32::try_from(numbers.len()).unwrap();
+    let told = kept.stderr.lines().map(|line| line.split(' ').nth(1).unwrap().parse::<u32>().unwrap());
+    assert_eq!(told.sum::<u32>(), missing, "{}", kept.stderr);
     // Who followed has seen the last line, and none twice.
     let seen: Vec<u32> = followed.lines().map(|line| line[5..15].parse().unwrap()).collect();
     assert!(seen.last() == Some(&300_000) && seen.windows(2).all(|pair| pair[0] < pair[1]));
@@ -195,7 +198,7 @@ fn two_files_of_ten_mebibytes_while_it_is_followed() {
 #[test]
 fn a_disk_that_hangs_holds_nothing_up() {
     let stage = Stage::new();
-    let script = "seq 1 100; seq -f 'line %060g' 1 60000; echo done > finished; sleep 60"
+    let script = "seq 1 100; seq -f 'line %060g' 1 160000; echo done > finished; sleep 60"
         .replace("finished", &stage.dir().join("finished").display().to_string());
     let go = stage.dir().join("go");
     Ended::of(stage.as_user("mkfifo").arg(&go)).ok();
@@ -218,7 +221,7 @@ fn a_disk_that_hangs_holds_nothing_up() {
     let logs = stage.run(&["logs", "box"]);
     assert!(logs.stdout.starts_with("1\n2\n3\n") && logs.stdout.ends_with("after\n"), "{}", logs.stdout.len());
     let told = logs.stderr.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
-    assert_eq!(logs.stdout.lines().count() + told, 60_101);
+    assert_eq!(logs.stdout.lines().count() + told, 160_101);
     assert_eq!(stage.run(&["rm", "-f", "box"]).ok(), "box\n");
 }
 
