@@ -254,10 +254,14 @@ pub fn recv<T: DeserializeOwned>(conn: impl AsFd) -> Result<(T, Vec<OwnedFd>), A
     let mut text = vec![0u8; MAX_MESSAGE];
     let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
     let mut iov = [IoSliceMut::new(&mut text)];
+    let mut reset = false;
     let message = loop {
         match recvmsg::<()>(conn.as_fd().as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => break message,
             Err(nix::Error::EINTR) => {}
+            // Told once, if the other side closed with something of ours unread (net/unix/af_unix.c, unix_release_sock): its
+            // last words are still to be read.
+            Err(nix::Error::ECONNRESET) if !std::mem::replace(&mut reset, true) => {}
             Err(nix::Error::ECONNRESET) => return Err(AttachError::Closed),
             Err(source) => return Err(AttachError::Socket { what: "receive", source }),
         }
@@ -318,6 +322,18 @@ mod tests {
         }
         assert_eq!(parts.0.len(), 11);
         assert_eq!(parts.add(Vec::new(), false, 10).map(|all| all.len()), Some(11));
+    }
+
+    #[test]
+    fn last_words_are_heard_though_ours_were_not() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (one, other) = pair.expect("socketpair");
+        send(&one, &"unread", &[]).expect("sent");
+        send(&other, &"last words", &[]).expect("sent");
+        drop(other);
+        assert_eq!(recv::<String>(&one).map(|(text, _)| text).ok().as_deref(), Some("last words"));
+        assert!(matches!(recv::<String>(&one), Err(AttachError::Closed)));
     }
 
     #[test]

@@ -535,12 +535,12 @@ impl Monitor {
                 if self.plan.about.started.is_none() {
                     return Err(RunError::Interrupted(signal));
                 }
+                self.tell(&ToSandbox::Signal(signal as i32))?;
                 if signal == Signal::SIGKILL {
                     self.stopping.killed(now);
-                }
-                // A command that is stopped acts on nothing until it goes on.
-                for signal in [signal, Signal::SIGCONT] {
-                    self.tell(&ToSandbox::Signal(signal as i32))?;
+                } else {
+                    // A command that is stopped acts on nothing until it goes on.
+                    self.tell(&ToSandbox::Signal(Signal::SIGCONT as i32))?;
                 }
                 return Ok(());
             }

@@ -7,9 +7,11 @@
 
 mod bad_input;
 mod control;
+mod detached;
 mod document;
 mod exit_codes;
 mod files;
+mod life;
 mod network;
 mod ports;
 mod processes;

@@ -22,8 +22,9 @@ use crate::sandbox::child::Child;
 use crate::sandbox::state;
 use crate::telemetry::time;
 
-/// Bytes of records that wait for the keeper, beside what is in its pipe.
-pub const PENDING: usize = 1 << 20;
+/// Bytes of records that wait for the keeper, beside what is in its pipe: a burst that fills a log file is not lost because the
+/// keeper has had no time yet.
+pub const PENDING: usize = 8 << 20;
 /// Bytes read of one stream in a turn.
 const READ: usize = 64 * 1024;
 /// Size asked for the keeper's pipe; an ordinary user gets it (/proc/sys/fs/pipe-max-size).
@@ -89,7 +90,7 @@ pub struct Output {
     pipe: OwnedFd,
     keeper: Child,
     started: Instant,
-    pending: Vec<u8>,
+    pending: Pending,
     lost_lines: u64,
     lost_bytes: u64,
 }
@@ -136,7 +137,7 @@ impl Output {
             pipe,
             keeper,
             started: Instant::now(),
-            pending: Vec::new(),
+            pending: Pending::default(),
             lost_lines: 0,
             lost_bytes: 0,
         };
@@ -148,7 +149,7 @@ impl Output {
         let sources = self.sources.iter().enumerate();
         let mut all: Vec<_> =
             sources.filter_map(|(at, source)| Some((at, source.fd.as_ref()?.as_fd(), PollFlags::POLLIN))).collect();
-        if !self.pending.is_empty() {
+        if !self.pending.rest().is_empty() {
             all.push((self.sources.len(), self.pipe.as_fd(), PollFlags::POLLOUT));
         }
         all
@@ -206,10 +207,10 @@ impl Output {
     }
 
     fn push(&mut self, stream: Stream, whole: bool, text: &[u8]) {
-        if self.pending.len() + text.len() > PENDING {
+        if self.pending.rest().len() + text.len() > PENDING {
             self.flush();
         }
-        if self.pending.len() + text.len() > PENDING {
+        if self.pending.rest().len() + text.len() > PENDING {
             self.lost_lines += u64::from(whole);
             self.lost_bytes += text.len() as u64;
             return;
@@ -218,32 +219,28 @@ impl Output {
         if std::mem::take(&mut self.lost_bytes) + self.lost_lines > 0 {
             let lines = std::mem::take(&mut self.lost_lines);
             let note = format!("tapway: {lines} lines of output are missing here: the disk did not keep up");
-            record::write(&mut self.pending, now, Stream::Tapway, true, note.as_bytes());
+            record::write(&mut self.pending.bytes, now, Stream::Tapway, true, note.as_bytes());
         }
-        record::write(&mut self.pending, now, stream, whole, text);
+        record::write(&mut self.pending.bytes, now, stream, whole, text);
     }
 
     /// Hands on what the keeper takes.
     fn flush(&mut self) {
-        let mut sent = 0;
-        while sent < self.pending.len() {
-            match write(&self.pipe, &self.pending[sent..]) {
-                Ok(length) => sent += length,
+        while !self.pending.rest().is_empty() {
+            match write(&self.pipe, self.pending.rest()) {
+                Ok(length) => self.pending.sent(length),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EPIPE) if self.started.elapsed() > REST => {
                     self.started = Instant::now();
-                    // The record that it was in the middle of is not whole.
-                    let rest = self.pending[sent..].iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-                    sent += if sent > 0 { rest } else { 0 };
+                    self.pending.skip_half_record();
                     match start_keeper(&self.store, &self.kept.sandbox.id) {
                         Ok((pipe, keeper)) => (self.pipe, self.keeper) = (pipe, keeper),
-                        Err(_) => break,
+                        Err(_) => return,
                     }
                 }
-                Err(_) => break,
+                Err(_) => return,
             }
         }
-        self.pending.drain(..sent);
     }
 
     /// The command runs: tells the caller, and is silent from then on.
@@ -275,7 +272,7 @@ impl Output {
         let Self { store, mut kept, remove, caller, pipe, keeper, pending, .. } = self;
         // The keeper has time to write all of it.
         let end = Instant::now() + LEAVE_TIME;
-        write_until(&pipe, &pending, end);
+        write_until(&pipe, pending.rest(), end);
         drop(pipe);
         keeper.leave(end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
         if let Some(caller) = caller {
@@ -288,6 +285,39 @@ impl Output {
         } else {
             (kept.ended, kept.code) = (Some(state::now()), Some(code));
             let _ = store.describe(&kept);
+        }
+    }
+}
+
+/// Records on their way to the keeper.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// So many of them are sent.
+    sent: usize,
+}
+
+impl Pending {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn sent(&mut self, length: usize) {
+        self.sent += length;
+        if self.sent == self.bytes.len() {
+            // The memory of a burst goes with it.
+            (self.bytes, self.sent) = (Vec::new(), 0);
+        } else if self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// What a keeper that died was in the middle of.
+    fn skip_half_record(&mut self) {
+        if self.sent > 0 && self.bytes[self.sent - 1] != b'\n' {
+            let rest = self.rest();
+            self.sent(rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1));
         }
     }
 }
@@ -327,4 +357,23 @@ fn start_keeper(store: &Store, id: &str) -> Result<(OwnedFd, Child), LogError> {
     let keeper = keeper::start(&theirs, &store.log(id)).map_err(call("fork the keeper"))?;
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(call("set up a pipe"))?;
     Ok((ours, keeper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pending_goes_out_in_order() {
+        let mut pending = Pending { bytes: b"one\ntwo\nthree\n".to_vec(), sent: 0 };
+        pending.sent(2);
+        assert_eq!(pending.rest(), b"e\ntwo\nthree\n");
+        pending.skip_half_record();
+        assert_eq!(pending.rest(), b"two\nthree\n");
+        pending.skip_half_record();
+        pending.sent(4);
+        assert_eq!(pending.rest(), b"three\n");
+        pending.sent(6);
+        assert!(pending.rest().is_empty() && pending.bytes.capacity() == 0);
+    }
 }
