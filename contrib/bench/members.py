@@ -225,7 +225,11 @@ def mtus(name):
 
 def measure(args, names):
     """The samples and failures of these measurements."""
+    load = [os.getloadavg()[0]]
     bench = Members(args, names)
     bench.setup()
     rounds(bench.plan(), args.pairs, bench.note, bench.failures, "between members, ")
-    return {"samples": bench.samples, "failures": bench.failures, "units": {n: UNITS[n] for n in names}, "facts": {}}
+    load.append(os.getloadavg()[0])
+    units = {name: UNITS[name] for name in names}
+    facts = {"load average": f"{load[0]:.1f} before, {load[1]:.1f} after"}
+    return {"samples": bench.samples, "failures": bench.failures, "units": units, "facts": facts}
