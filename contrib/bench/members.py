@@ -6,7 +6,8 @@ Each subject joins two network namespaces, one pair per MTU, for the whole run:
 - relay: contrib/bench/relay.rs between two TAPs that are made as tapway makes them.
 - tapway: two members of one named network, found by name.
 
-"send" goes from the first to the second, "recv" the other way. "names" are questions for the other member's A record, at
+"send" goes from the first to the second, "recv" the other way. "between CPUs" keeps the two ends on different ones; else
+the kernel often has both on one, where a veth wakes no other. "names" are questions for the other member's A record, at
 the server that the sandbox's resolv.conf names, with FLIGHT under way at any time. "run …" is from starting `tapway run`
 until its command, which does nothing else, has written a byte. Memory is proportional (PSS) with page tables, counted once,
 while nothing else of tapway runs: the network process of CROWD idle members, and the mean of their monitors, without and
@@ -33,12 +34,14 @@ EVERY = ("veth", "relay", "tapway")
 PROCESS = f"members memory: network of {CROWD}"
 MONITOR = f"members memory: a monitor of {CROWD}"
 INIT = f"members memory: a monitor of {CROWD} and its init"
+ACROSS = "members rtt between CPUs"
 UP, STARTS = "members run on a network that is up", "members run that starts its network"
 #: Measurement, unit, bigger is better.
 UNITS = {
     **{name: ("MiB", False) for name in (PROCESS, MONITOR, INIT)},
     **{f"members tcp {kind} {mtu} x1": ("Gbit/s", True) for mtu in MTUS for kind in ("send", "recv")},
     "members rtt": ("µs", False),
+    ACROSS: ("µs", False),
     "members connect+byte+close": ("µs", False),
     "members names": ("1/s", True),
     UP: ("ms", False),
@@ -48,6 +51,7 @@ UNITS = {
 GOALS = [
     *((f"members tcp {kind} {mtu} x1", "relay", 0.9) for mtu in MTUS for kind in ("send", "recv")),
     ("members rtt", "veth", 1.15),
+    (ACROSS, "veth", 1.15),
     ("members names", None, 20000),
     (UP, None, 20),
     (STARTS, None, 60),
@@ -107,10 +111,12 @@ class Pair:
         user = ["-U", "--preserve-credentials"] if self.subject == "tapway" else []
         return ["nsenter", "-t", str(self.pids[side]), *user, "-n", "--", *argv]
 
-    def client(self, kind, address, port, seconds, *more):
+    def client(self, kind, address, port, seconds, *more, cpu=None):
         argv = [self.programs["traffic"], kind, address, str(port), str(seconds), *map(str, more)]
         if kind == "send":
             argv.append(self.control)
+        if cpu is not None:
+            argv = ["taskset", "-c", str(cpu), *argv]
         return json.loads(run(*self.inside(*argv), timeout=seconds + 10))
 
 
@@ -198,6 +204,7 @@ class Members:
             for kind in ("send", "recv"):
                 measures[f"members tcp {kind} {mtu} x1"] = at(mtu, kind, "gbit_s", seconds, 1)
         measures["members rtt"] = at(MTUS[0], "rtt", "us", half)
+        measures[ACROSS] = self.across
         measures["members connect+byte+close"] = at(MTUS[0], "conn", "us", half, 1)
 
         def names(subject):
@@ -206,6 +213,19 @@ class Members:
 
         measures["members names"] = names
         return [(n, subjects(n, self.args.subjects), measures[n]) for n in self.names if n in measures]
+
+    def across(self, subject):
+        """Round trip with the ends on different CPUs; what is between them runs where the kernel puts it."""
+        pair, cpus = self.pairs[subject, MTUS[0]], os.sched_getaffinity(0)
+        if len(cpus) < 2:
+            raise RuntimeError("this takes two CPUs")
+        # The server's first thread starts one for each connection, which inherits this.
+        os.sched_setaffinity(pair.server.pid, {max(cpus)})
+        try:
+            done = pair.client("rtt", pair.address, PORT, max(0.2, self.args.seconds / 2), cpu=min(cpus))
+        finally:
+            os.sched_setaffinity(pair.server.pid, cpus)
+        return done["us"]
 
     def start(self, network):
         """Milliseconds until the command of a new member has written a byte."""
