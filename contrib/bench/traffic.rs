@@ -10,6 +10,10 @@
 //! bench-traffic udp-send HOST PORT SECONDS SIZE SOCKET    datagrams a second that the server got, of those sent
 //! bench-traffic udp-recv HOST PORT SECONDS SIZE   datagrams a second that we got
 //! bench-traffic probe HOST PORT                   returns as soon as one byte went there and back
+//! bench-traffic names SERVER PORT SECONDS NAME ADDRESS FLIGHT     right answers a second to A questions for NAME, with
+//!                                                 FLIGHT of them under way at any time; ADDRESS is what is right
+//! bench-traffic first-byte PROGRAM ARGUMENT ...   starts it; ms until it has written a byte
+//! bench-traffic byte                              writes a byte and ends
 //! ```
 //!
 //! Counts travel over a UNIX socket, beside the network: a helper that is busy or stuck cannot hold them up.
@@ -20,8 +24,9 @@
 #![allow(clippy::cast_precision_loss, reason = "counts become rates of four digits")]
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -35,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SINK: u8 = b'S';
 const FLOOD: u8 = b'F';
 const ECHO: u8 = b'E';
+/// Length of a DNS message's header (RFC 1035, section 4.1.1).
+const HEADER: usize = 12;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -52,6 +59,11 @@ fn main() -> Result<()> {
         }
         ["udp-recv", host, port, seconds, size] => udp_recv(at(host, port)?, span(seconds)?, number(size)?),
         ["probe", host, port] => probe(at(host, port)?),
+        ["names", host, port, seconds, name, right, flight] => {
+            names(at(host, port)?, span(seconds)?, name, number(right)?, number(flight)?)
+        }
+        ["first-byte", program, ref arguments @ ..] => first_byte(program, arguments),
+        ["byte"] => writeln!(std::io::stdout(), "!"),
         _ => Err(bad("usage: see the head of contrib/bench/traffic.rs")),
     }
 }
@@ -354,4 +366,86 @@ fn probe(to: SocketAddr) -> Result<()> {
             Err(_) => thread::sleep(Duration::from_millis(1)),
         }
     }
+}
+
+/// A question for the A records of `name` (RFC 1035, section 4.1).
+fn question(name: &str) -> Result<Vec<u8>> {
+    // Recursion desired; one question.
+    let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        let len = u8::try_from(label.len()).ok().filter(|len| (1..64).contains(len));
+        message.push(len.ok_or_else(|| bad("not a name"))?);
+        message.extend_from_slice(label.as_bytes());
+    }
+    message.extend_from_slice(&[0, 0, 1, 0, 1]);
+    Ok(message)
+}
+
+/// Whether `answer` is the right one to `question`, whatever its id: no error, one record, and that names `right`.
+fn is_right(answer: &[u8], question: &[u8], right: Ipv4Addr) -> bool {
+    let Some((head, rest)) = answer.split_at_checked(HEADER) else { return false };
+    let Some(record) = rest.strip_prefix(&question[HEADER..]) else { return false };
+    // The owner's name is a pointer or spelt out; type, class, TTL and length follow it, then the address.
+    let Some((fixed, address)) = record.split_at_checked(record.len().saturating_sub(4)) else { return false };
+    head[2] & 0x80 != 0
+        && head[3] % 16 == 0
+        && head[4..8] == [0, 1, 0, 1]
+        && fixed.len() >= 11
+        && fixed[fixed.len() - 10..][..4] == [0, 1, 0, 1]
+        && fixed.ends_with(&[0, 4])
+        && address == right.octets()
+}
+
+/// Keeps `flight` questions under way and counts the right answers. What is lost is asked again, which costs its time.
+fn names(to: SocketAddr, span: Duration, name: &str, right: Ipv4Addr, flight: u16) -> Result<()> {
+    let socket = udp_socket(to)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let question = question(name)?;
+    let ask = |id: u16| {
+        let mut message = question.clone();
+        message[..2].copy_from_slice(&id.to_be_bytes());
+        socket.send(&message).map(drop)
+    };
+    (0..flight).try_for_each(ask)?;
+    let (mut answers, mut wrong, mut lost) = (0u64, 0u64, 0u64);
+    let mut bytes = [0; 1500];
+    let begin = Instant::now();
+    while begin.elapsed() < span {
+        let n = match socket.recv(&mut bytes) {
+            Ok(n) => n,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                lost += u64::from(flight);
+                (0..flight).try_for_each(ask)?;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let id = u16::from_be_bytes([bytes[0], bytes[1]]);
+        if n > 2 && id < flight && is_right(&bytes[..n], &question, right) {
+            answers += 1;
+            ask(id)?;
+        } else {
+            wrong += 1;
+        }
+    }
+    if wrong > 0 {
+        return Err(bad(&format!("{wrong} wrong answers beside {answers} right ones")));
+    }
+    println!("{{\"per_s\": {:.1}, \"lost\": {lost}}}", answers as f64 / begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Starts a program and waits for its first byte, then for its end.
+fn first_byte(program: &str, arguments: &[&str]) -> Result<()> {
+    let begin = Instant::now();
+    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut output = child.stdout.take().ok_or_else(|| bad("no pipe"))?;
+    let read = output.read_exact(&mut [0]);
+    let took = begin.elapsed();
+    let status = child.wait()?;
+    if read.is_err() || !status.success() {
+        return Err(bad(&format!("{program} wrote nothing or failed: {status}")));
+    }
+    println!("{{\"ms\": {:.3}}}", took.as_secs_f64() * 1e3);
+    Ok(())
 }

@@ -12,12 +12,11 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import time
 
+from common import HOST4, PORT, rounds, run, serve
+
 HELPERS = ("slirp4netns", "tapway")
-HOST4 = "198.51.100.2"
-PORT = 9000  # of the server on the host and in each container
 HOME = "/mnt/home"
 #: Path of each helper on the machine.
 PATHS = {"slirp4netns": "/usr/bin/slirp4netns", "tapway": "/usr/local/bin/slirp4netns"}
@@ -40,13 +39,6 @@ UNITS = {
 def files(root):
     """What must be copied beside the script."""
     return [root / "tests/clients/machine.sh", root / "tests/clients/image.sh", root / "contrib/containers/containers.conf"]
-
-
-def run(*argv, **kw):
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **kw)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, argv))} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return done.stdout
 
 
 def user(*argv, **kw):
@@ -90,11 +82,7 @@ class UnderPodman:
             self.serve(self.inside(helper), helper)
 
     def serve(self, prefix, name):
-        argv = [*prefix, "bench-traffic", "serve", str(PORT), f"/mnt/control.{name}"]
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        if server.stdout.readline() != b"ready\n":
-            raise RuntimeError(f"the server of {name} did not start")
-        self.servers.append(server)
+        self.servers.append(serve("bench-traffic", f"/mnt/control.{name}", prefix))
 
     def inside(self, helper):
         return ["nsenter", "-t", self.pids[helper], "-n", "--"]
@@ -119,23 +107,17 @@ class UnderPodman:
         return self.bulk([], kind, PUBLISHED[helper], helper)
 
 
-def measure(args, names, say):
+def measure(args, names):
     """The samples and failures of these measurements."""
     helpers = [h for h in HELPERS if h in args.subjects]
     bench = UnderPodman(helpers, args.seconds)
     bench.setup(args.inner)
     samples, failures = {name: {h: [] for h in helpers} for name in names}, {}
-    begin = time.monotonic()
-    for n in range(args.pairs):
-        for name in names:
-            turn = n % len(helpers)
-            for helper in helpers[turn:] + helpers[:turn]:
-                try:
-                    value = bench.measure(name, helper)
-                except (RuntimeError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-                    failures.setdefault(name, {}).setdefault(helper, []).append(str(error)[:300])
-                    value = None
-                samples[name][helper].append(value)
-        say(f"under podman, round {n + 1}/{args.pairs}, {time.monotonic() - begin:.0f} s")
+
+    def note(name, helper, value):
+        samples[name][helper].append(value)
+
+    plan = [(name, helpers, lambda helper, name=name: bench.measure(name, helper)) for name in names]
+    rounds(plan, args.pairs, note, failures, "under podman, ")
     version = run("podman", "--version").split()[-1]
     return {"samples": samples, "failures": failures, "units": {n: UNITS[n] for n in names}, "facts": {"podman": version}}
