@@ -20,6 +20,7 @@ mod icmp;
 mod iperf;
 mod leaks;
 mod metrics;
+mod named;
 mod network;
 mod policy;
 mod programs;

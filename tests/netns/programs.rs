@@ -102,7 +102,8 @@ fn wrk_keeps_200_connections() {
     });
 }
 
-fn redis_server(w: &World, cmd: impl Fn(&[&str]) -> Cmd, ns: &Ns) -> Proc {
+/// Starts redis in `ns`; `cmd` makes a program there.
+pub fn redis_server(w: &World, cmd: impl Fn(&[&str]) -> Cmd, ns: &Ns) -> Proc {
     let dir = w.path("").display().to_string();
     let argv = ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "::", "--protected-mode", "no", "--save", ""];
     let proc = cmd(&[&argv[..], &["--dir", &dir]].concat()).spawn();

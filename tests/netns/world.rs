@@ -19,8 +19,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 #[allow(unused_imports, reason = "other binaries include this module")]
-pub use crate::spaces::{Cmd, Ns, Proc, long, need, wait_for};
-use crate::spaces::{Entry, SCRATCH, enter, inside, pids, test_name};
+pub use crate::spaces::{Cmd, Ns, Proc, long, need, pids, wait_for};
+use crate::spaces::{Entry, SCRATCH, enter, inside, test_name};
 
 /// How a test of this binary gets to its stage.
 const ENTRY: Entry = Entry {
