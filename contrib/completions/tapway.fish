@@ -82,6 +82,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s f -l filter -d 'Only those that fit' -r
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s a -l all -d 'Show those that have ended, too, as long as their logs are kept'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s q -l quiet -d 'Print ids alone'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -l no-trunc -d 'Show whole commands'
@@ -94,6 +95,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand exec" -s d -l detach -d 'D
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand inspect" -s f -l format -d 'Form of the output: \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand logs" -s n -l tail -d 'Only so many lines at the end, or \'all\'' -r
 complete -c tapway -n "__fish_tapway_using_subcommand logs" -l since -d 'Only what came after: a time such as 2026-01-31T12:00:00Z, or a span before now such as 10m' -r
