@@ -857,7 +857,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__run)
-            opts="-h -p -P -v -d -i -t --name --hostname --network --publish --publish-all --expose --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --metrics-listen --pcap --verbose --log-format --detach --rm --interactive --tty --help"
+            opts="-h -p -P -v -d -i -t --name --hostname --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --metrics-listen --pcap --verbose --log-format --detach --rm --interactive --tty --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -888,6 +888,18 @@ _tapway() {
                     return 0
                     ;;
                 --expose)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip6)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --network-alias)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
