@@ -503,7 +503,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__inspect)
-            opts="-h --help"
+            opts="-f -h --format --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -ge 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -513,6 +513,14 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -787,7 +795,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__ps)
-            opts="-a -q -f -h --all --quiet --no-trunc --filter --json --help"
+            opts="-a -q -f -h --all --quiet --no-trunc --filter --format --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -798,6 +806,10 @@ _tapway() {
                     return 0
                     ;;
                 -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -845,7 +857,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__run)
-            opts="-h -p -P -v -d -i -t --name --hostname --network --publish --publish-all --expose --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --metrics-listen --pcap --verbose --log-format --detach --rm --interactive --tty --help"
+            opts="-h -p -P -v -d -i -t --name --hostname --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --dns-search --dns-option --add-host --user --pid --metrics-listen --pcap --verbose --log-format --detach --rm --interactive --tty --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -876,6 +888,18 @@ _tapway() {
                     return 0
                     ;;
                 --expose)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip6)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --network-alias)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -52,11 +52,14 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be s
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by default), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l link -d 'Accepted to be refused in words: links need a shared network' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip -d 'Address on a network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip6 -d 'IPv6 address on a network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network-alias -d 'Further name on a network that you made' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l link -d 'Call another sandbox of the network by a name that only this one knows' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6); a shared network has its own [default: 65520]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
 off\t'No'"
@@ -82,6 +85,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s f -l filter -d 'Only those that fit' -r
+complete -c tapway -n "__fish_tapway_using_subcommand ps" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s a -l all -d 'Show those that have ended, too, as long as their logs are kept'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s q -l quiet -d 'Print ids alone'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -l no-trunc -d 'Show whole commands'
@@ -94,6 +98,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand exec" -s d -l detach -d 'D
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand inspect" -s f -l format -d 'Form of the output: \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand logs" -s n -l tail -d 'Only so many lines at the end, or \'all\'' -r
 complete -c tapway -n "__fish_tapway_using_subcommand logs" -l since -d 'Only what came after: a time such as 2026-01-31T12:00:00Z, or a span before now such as 10m' -r

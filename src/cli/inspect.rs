@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::port::Ports;
 use super::table::output;
-use super::{FAILURE, Failure, logs, printable, target};
+use super::{FAILURE, Failure, format, logs, printable, target};
 use crate::sandbox::logs::store::{Kept, Store};
 use crate::sandbox::state::{self, Address, Attachment};
 use crate::telemetry::time;
@@ -19,7 +19,8 @@ const EXAMPLES: &str = "\
 Examples:
   tapway inspect site
   tapway inspect site | jq -r '.[0].NetworkSettings.Networks.private.IPAddress'
-      10.0.2.100";
+      10.0.2.100
+  tapway inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' site";
 
 /// Docker's word for a time that has not come.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -31,6 +32,9 @@ pub struct InspectArgs {
     /// Names or ids of sandboxes
     #[arg(value_name = "SANDBOX", required = true)]
     pub sandbox: Vec<String>,
+    /// Form of the output: 'json' or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
 }
 
 /// Does it.
@@ -51,8 +55,11 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
             }
         }
     }
-    let text = serde_json::to_string_pretty(&found).map_err(|error| Failure::runtime(&error))?;
-    output(&(text + "\n"))?;
+    let text = match args.format.as_deref().filter(|format| !format.is_empty()) {
+        Some(format) => format::objects(format, &found).map_err(|error| Failure::usage(error.to_string()))?,
+        None => serde_json::to_string_pretty(&found).map_err(|error| Failure::runtime(&error))? + "\n",
+    };
+    output(&text)?;
     Ok(code)
 }
 

@@ -7,13 +7,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::format::{self, Format};
 use super::table::{Side, Table, line, output};
 use super::{Failure, logs, target};
 use crate::network::config::Listener;
+use crate::network::timestamp::Timestamp;
 use crate::sandbox::state::{self, Sandbox};
-use crate::telemetry::time;
+use crate::telemetry::{self, time};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +26,7 @@ Examples:
   tapway stop $(tapway ps -q)
   tapway ps --filter name=web --filter network=private --json
 
+Fields of --format: .ID .Names .Command .CreatedAt .RunningFor .State .Status .Networks .Ports.
 Filters: id=, name= (a part of it), network=, status=running|created|exited; several of one kind are alternatives.";
 
 /// Characters of a command that are shown.
@@ -44,8 +48,11 @@ pub struct PsArgs {
     /// Only those that fit
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
+    /// Form of the output: 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "format")]
     pub json: bool,
 }
 
@@ -66,9 +73,14 @@ pub fn main(args: &PsArgs) -> Result<u8, Failure> {
         all.extend(over);
     }
     all.retain(|one| fits(one, &filters));
+    let usage = |error: format::template::TemplateError| Failure::usage(error.to_string());
+    let asked = args.format.as_deref().map(|text| Format::parse(text, TABLE)).transpose().map_err(usage)?;
     // The newest first, as Docker has it.
     all.sort_by(|a, b| (b.sandbox.about.created, &a.sandbox.name).cmp(&(a.sandbox.about.created, &b.sandbox.name)));
     if args.quiet {
+        if asked.is_some() {
+            telemetry::say("WARNING: Ignoring custom format, because both --format and --quiet are set.");
+        }
         return output(&all.iter().map(|one| format!("{}\n", one.sandbox.id)).collect::<String>());
     }
     let now = time::now();
@@ -76,7 +88,62 @@ pub fn main(args: &PsArgs) -> Result<u8, Failure> {
         let all: Vec<Value> = all.iter().map(|one| to_json(one, now)).collect();
         return output(&line(&json!({ "sandboxes": all })));
     }
+    if let Some(format) = asked {
+        let rows: Vec<Row> = all.iter().map(|one| Row::new(one, now, args.no_trunc)).collect();
+        return output(&format.render(&HEADINGS, &rows).map_err(usage)?);
+    }
     output(&render(&all, now, args.no_trunc))
+}
+
+/// Docker's columns, and the network's where its image would be.
+const TABLE: &str = "{{.ID}}\t{{.Names}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Networks}}\t{{.Ports}}";
+
+/// Docker's headings of the fields of a [`Row`].
+const HEADINGS: [(&str, &str); 9] = [
+    ("ID", "CONTAINER ID"),
+    ("Names", "NAMES"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("State", "STATE"),
+    ("Status", "STATUS"),
+    ("Networks", "NETWORKS"),
+    ("Ports", "PORTS"),
+];
+
+/// What a template sees of a sandbox: the fields of `docker ps` that tapway has something to say in.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    command: String,
+    created_at: String,
+    #[serde(rename = "ID")]
+    id: String,
+    names: String,
+    networks: String,
+    ports: String,
+    running_for: String,
+    state: &'static str,
+    status: String,
+}
+
+impl Row {
+    fn new(one: &Listed, now: Duration, whole: bool) -> Self {
+        let about = &one.sandbox.about;
+        let created = about.created.map(|millis| Timestamp::since_epoch(Duration::from_millis(millis)).go());
+        let networks: Vec<&str> = about.networks.iter().map(|attachment| attachment.network.as_str()).collect();
+        Self {
+            command: command(&about.command.join(" "), whole),
+            created_at: created.unwrap_or_default(),
+            id: one.sandbox.id.clone(),
+            names: one.sandbox.name.clone(),
+            networks: if networks.is_empty() { about.network_mode.clone() } else { networks.join(",") },
+            ports: ports(&one.sandbox.ports),
+            running_for: since(about.created, now).map_or_else(String::new, |span| format!("{span} ago")),
+            state: state_of(one),
+            status: status(one, now),
+        }
+    }
 }
 
 /// A row.
@@ -316,6 +383,12 @@ mod tests {
              0123456789ab  old    \"\"                                           Up\n"
         );
         assert!(render(&[run(web())], Duration::ZERO, true).contains("\"nginx -g daemon \\\"off\\\";\""));
+        let row = Row::new(&run(web()), Duration::from_secs(1065), false);
+        let format = Format::parse("table {{.Names}}\\t{{.State}}\\t{{.Networks}}\\t{{.Ports}}", TABLE).unwrap();
+        assert_eq!(
+            format.render(&HEADINGS, &[row]).unwrap(),
+            "NAMES     STATE     NETWORKS   PORTS\nweb-1     running   private    0.0.0.0:8080->80/tcp\n"
+        );
         let over = |end| status(&Listed { sandbox: web(), end: Some(end) }, Duration::from_secs(1065));
         assert_eq!(over((Some(1_035_000), Some(143))), "Exited (143) 30 seconds ago");
         assert_eq!(over((None, None)), "Exited (?)");

@@ -40,18 +40,6 @@ impl Timestamp {
         Self { seconds, nanos: time.subsec_nanos() }
     }
 
-    /// The time that much earlier.
-    #[must_use]
-    pub fn minus(self, span: Duration) -> Self {
-        let (mut seconds, mut nanos) = (i64::try_from(span.as_secs()).unwrap_or(i64::MAX), self.nanos);
-        if nanos < span.subsec_nanos() {
-            nanos += 1_000_000_000;
-            seconds = seconds.saturating_add(1);
-        }
-        let earlier = self.seconds.saturating_sub(seconds).max(MIN_SECONDS);
-        Self { seconds: earlier, nanos: nanos - span.subsec_nanos() }
-    }
-
     /// As Go prints a time in UTC: `2026-01-31 12:00:00.5 +0000 UTC`.
     pub fn go(self) -> String {
         let text = self.to_string();
@@ -232,13 +220,6 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Timestamp>(), Err(NotTime(bad.to_owned())), "{bad}");
         }
-    }
-
-    #[test]
-    fn earlier() {
-        let time: Timestamp = "1970-01-01T00:00:10.25Z".parse().unwrap();
-        assert_eq!(time.minus(Duration::from_millis(9500)).to_string(), "1970-01-01T00:00:00.75Z");
-        assert_eq!(time.minus(Duration::MAX).seconds, MIN_SECONDS);
     }
 
     proptest! {

@@ -36,7 +36,7 @@ pub enum Format {
 impl Format {
     /// Reads the text; `table` is the command's own table.
     pub fn parse(text: &str, table: &str) -> Result<Self, TemplateError> {
-        let template = |text: &str| Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n"));
+        let template = |text: &str| Template::parse(&unescape(text));
         match text.trim() {
             "" | "table" => template(table).map(Self::Table),
             "json" => Ok(Self::Json),
@@ -67,6 +67,21 @@ impl Format {
             }
         }
     }
+}
+
+/// `inspect --format`: a template for each object, or with `json` one line of all of them.
+pub fn objects<T: Serialize>(format: &str, objects: &[T]) -> Result<String, TemplateError> {
+    let all = objects.iter().map(Data::of).collect::<Result<Vec<_>, _>>().map_err(TemplateError::data)?;
+    if format == "json" {
+        return Ok(Data::List(all).json() + "\n");
+    }
+    let template = Template::parse(&unescape(format))?;
+    all.iter().map(|object| Ok(template.run(object)? + "\n")).collect()
+}
+
+/// Tabs and line feeds that were typed as two characters.
+fn unescape(text: &str) -> String {
+    text.replace("\\t", "\t").replace("\\n", "\n")
 }
 
 /// Aligns what stands between tabs. A line's last cell has no column.

@@ -4,10 +4,8 @@ use clap::Args;
 
 use super::view::{self, Inspected};
 use super::{failure, store, tell};
-use crate::cli::format::data::Data;
-use crate::cli::format::template::{Template, TemplateError};
 use crate::cli::table::output;
-use crate::cli::{Failure, target};
+use crate::cli::{Failure, format, target};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,11 +34,6 @@ pub struct InspectArgs {
 
 /// Does it.
 pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
-    let usage = |error: TemplateError| Failure::usage(error.to_string());
-    let template = match args.format.as_deref() {
-        None | Some("" | "json") => None,
-        Some(text) => Some(Template::parse(&text.replace("\\t", "\t").replace("\\n", "\n")).map_err(usage)?),
-    };
     let store = store();
     let runtime_dir = target::runtime_dir()?;
     let mut code = 0;
@@ -51,24 +44,17 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
             Err(error) => code = tell(&failure(&error)),
         }
     }
-    let text = match template {
-        Some(template) => found.iter().try_fold(String::new(), |text, network| {
-            let data = Data::of(network).map_err(TemplateError::data)?;
-            Ok(text + &template.run(&data)? + "\n")
-        }),
-        None if args.json || args.format.as_deref() == Some("json") => Ok(json(serde_json::to_string(&found))),
+    let format = args.format.as_deref().filter(|format| !format.is_empty()).or(args.json.then_some("json"));
+    let text = match format {
+        Some(format) => format::objects(format, &found).map_err(|error| Failure::usage(error.to_string()))?,
         // Docker indents by four.
-        None => Ok(json(pretty(&found))),
+        None => pretty(&found).unwrap_or_default() + "\n",
     };
     if args.verbose && !found.is_empty() {
         crate::telemetry::say("tapway: --verbose: the counters of the network's switch are not shown yet");
     }
-    output(&text.map_err(usage)?)?;
+    output(&text)?;
     Ok(code)
-}
-
-fn json(text: serde_json::Result<String>) -> String {
-    text.unwrap_or_default() + "\n"
 }
 
 fn pretty(found: &[Inspected]) -> serde_json::Result<String> {

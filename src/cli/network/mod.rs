@@ -11,8 +11,6 @@ pub mod prune;
 pub mod rm;
 pub mod view;
 
-use std::time::SystemTime;
-
 use clap::{Args, Subcommand};
 
 use super::{FAILURE, Failure, USAGE};
@@ -79,7 +77,7 @@ pub fn store() -> Store {
 
 /// The time, as the clock of the host has it.
 pub fn now() -> Timestamp {
-    Timestamp::since_epoch(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    Timestamp::since_epoch(telemetry::time::now())
 }
 
 /// What an error means to whoever typed the command.
