@@ -15,6 +15,7 @@
 //!                                           ◄──  Ready | Failed {desc}
 //!   Listen + [fd…] | Unlisten               ──►   (2; whenever the sandbox's ports change)
 //!                                           ◄──  Listened | Unlistened
+//!   OtherNetworks {ask, answer} + [fd…]     ──►   (3; on a shared network, whenever the sandbox's networks change)
 //!   Ask {id, verb, arguments} + [fd…]       ──►   (2)
 //!                                           ◄──  Answer {id, result}
 //!                                           ◄──  CaptureEnded {status}      (2; of one that `start_capture` began)
@@ -100,6 +101,15 @@ pub enum ToNetwork {
     Unlisten {
         /// Which.
         numbers: Vec<usize>,
+    },
+    /// The sandbox's other networks, in place of those told before: whose names are asked of them, in order, and how many
+    /// ask for names here. Descriptors: one end of a SOCK_SEQPACKET pair for each, first those that are asked; what is said
+    /// over them is in `host::peers`.
+    OtherNetworks {
+        /// Names of the networks that are asked.
+        ask: Vec<String>,
+        /// How many sockets others ask by.
+        answer: usize,
     },
     /// Answer a verb of the control socket. Descriptors: those that came with the client's request; for `subscribe` the
     /// client's connection itself.

@@ -5,7 +5,7 @@
 //!
 //! 1. `localhost` and all names under it are this host (RFC 6761 §6.3);
 //! 2. the endpoint's own records, a [`Zone`] ([`Resolver::set_zone`]), and then, on a shared network, the names of its
-//!    members ([`Resolver::set_neighbours`]);
+//!    members ([`Resolver::set_neighbours`]) and those of the sandbox's other networks ([`Resolver::set_peers`]);
 //! 3. the servers of the longest domain that the name is under, where a domain has servers of its own
 //!    ([`Resolver::set_zones`]). Such names (split VPN DNS) never go to other servers, whatever those servers do;
 //! 4. the host's own name servers ([`Resolver::set_servers`]).
@@ -53,6 +53,7 @@ use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::peers::Peer;
 use crate::network::config::DnsZone;
 use crate::network::directory::{Aliases, Directory};
 use crate::network::zone::{Answer, Zone};
@@ -135,6 +136,8 @@ pub struct Resolver {
     servers: RwLock<Arc<[SocketAddr]>>,
     zone: RwLock<Arc<Zone>>,
     neighbours: RwLock<Arc<Option<Neighbours>>>,
+    /// Other networks, in the order in which they are asked.
+    peers: RwLock<Arc<[Arc<Peer>]>>,
     /// Domains with servers of their own, those with more labels first.
     domains: RwLock<Arc<[Domain]>>,
     /// True while `observer` is somebody.
@@ -183,6 +186,7 @@ impl Resolver {
             servers: RwLock::new(Arc::new([])),
             zone: RwLock::default(),
             neighbours: RwLock::default(),
+            peers: RwLock::new(Arc::new([])),
             domains: RwLock::new(Arc::new([])),
             observed: AtomicBool::new(false),
             observer: RwLock::new(None),
@@ -210,15 +214,46 @@ impl Resolver {
         put(&self.neighbours, Arc::new(Some(neighbours)));
     }
 
+    /// The networks that are asked for names of theirs from now on, in order.
+    pub fn set_peers(&self, peers: Vec<Arc<Peer>>) {
+        put(&self.peers, peers.into());
+    }
+
     /// What is known here of a name.
     fn known(&self, name: &Name, qtype: u16) -> Option<Answer> {
-        let random = self.random();
-        get(&self.zone).lookup(name, qtype, random).or_else(|| {
-            let neighbours = get(&self.neighbours);
-            let neighbours = neighbours.as_ref().as_ref()?;
-            let directory = neighbours.directory.read().unwrap_or_else(PoisonError::into_inner);
-            directory.lookup(name, qtype, &neighbours.aliases, random)
-        })
+        get(&self.zone).lookup(name, qtype, self.random()).or_else(|| self.known_of_neighbours(name, qtype))
+    }
+
+    fn known_of_neighbours(&self, name: &Name, qtype: u16) -> Option<Answer> {
+        let neighbours = get(&self.neighbours);
+        let neighbours = neighbours.as_ref().as_ref()?;
+        let directory = neighbours.directory.read().unwrap_or_else(PoisonError::into_inner);
+        directory.lookup(name, qtype, &neighbours.aliases, self.random())
+    }
+
+    /// The answer to another network's question, from the names of this network's members alone; None where they have no
+    /// such name, or it is no question.
+    pub fn answer_neighbour(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let query = Query::parse(query).ok()?;
+        let name = query.name().filter(|_| query.qclass == CLASS_IN)?;
+        let answer = self.known_of_neighbours(&name, query.qtype)?;
+        let mut builder = Builder::new(&query, Rcode::NoError, true);
+        for (owner, ttl, data) in &answer.records {
+            builder.record(owner, *ttl, data);
+        }
+        Some(builder.finish(&query))
+    }
+
+    /// What the other networks say of a name.
+    async fn ask_peers(&self, query: &Query<'_>, name: &Name) -> Option<Vec<u8>> {
+        let peers = get(&self.peers);
+        for peer in peers.iter() {
+            if let Some(mut answer) = peer.ask(query, name).await {
+                answer[..2].copy_from_slice(&query.id.to_be_bytes());
+                return Some(answer);
+            }
+        }
+        None
     }
 
     /// The domains whose names go to servers of their own from now on, instead of those of before; of each list those
@@ -284,6 +319,12 @@ impl Resolver {
         let from_zone =
             name.as_ref().filter(|_| query.qclass == CLASS_IN).and_then(|name| self.known(name, query.qtype));
         let Some(from_zone) = from_zone else {
+            if let Some(name) = name.as_ref().filter(|_| query.qclass == CLASS_IN)
+                && let Some(answer) = self.ask_peers(query, name).await
+            {
+                count(&self.counters.zone);
+                return (answer, Source::Zone);
+            }
             return match self.forward(query, name.as_ref(), transport).await {
                 Ok((mut answer, server)) => {
                     answer[..2].copy_from_slice(&query.id.to_be_bytes());

@@ -17,12 +17,14 @@ use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::answers::Answers;
 use super::command::DataPlane;
 use super::control::Names;
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::api::error::{ApiError, Code};
+use crate::host::peers::{self, Peer};
 use crate::host::resolver::Resolver;
 use crate::network::config::Listener;
 use crate::telemetry::chain;
@@ -47,6 +49,8 @@ pub struct Told {
     words: mpsc::Sender<FromNetwork>,
     /// What was told of names so far.
     names: Names,
+    /// What speaks with the sandbox's other networks; it ends with the conversation.
+    networks: JoinSet<()>,
 }
 
 impl Told {
@@ -62,7 +66,7 @@ impl Told {
         let (words, to_say) = mpsc::channel(QUEUE);
         tokio::task::spawn_local(change(to_change, plane.clone(), words.clone()));
         tokio::task::spawn_local(say(Rc::clone(&conn), to_say));
-        Self { conn, resolver, plane, answers, changes, words, names }
+        Self { conn, resolver, plane, answers, changes, words, names, networks: JoinSet::new() }
     }
 
     /// Listens until the monitor is gone.
@@ -83,6 +87,32 @@ impl Told {
                 }
             }
         }
+    }
+
+    /// Asks these networks for names, and lets those behind the other sockets ask here.
+    fn know_networks(&mut self, ask: &[String], fds: Vec<OwnedFd>) {
+        self.networks.abort_all();
+        let mut fds = fds.into_iter();
+        let mut all = Vec::with_capacity(ask.len());
+        for (network, fd) in ask.iter().zip(fds.by_ref()) {
+            match Peer::new(fd, network) {
+                Ok(peer) => {
+                    let peer = Arc::new(peer);
+                    all.push(Arc::clone(&peer));
+                    self.networks.spawn_local(peer.listen());
+                }
+                Err(error) => tracing::error!(network, "cannot ask for names: {error}"),
+            }
+        }
+        for fd in fds {
+            let resolver = Arc::clone(&self.resolver);
+            self.networks.spawn_local(async move {
+                if let Err(error) = peers::answer(fd, resolver).await {
+                    tracing::debug!("another network asks no more: {error}");
+                }
+            });
+        }
+        self.resolver.set_peers(all);
     }
 
     async fn heed(&mut self, message: ToNetwork, fds: Vec<OwnedFd>) {
@@ -111,6 +141,12 @@ impl Told {
             }
             ToNetwork::Unlisten { numbers } => {
                 let _ = self.changes.send(Change::Unlisten(numbers)).await;
+            }
+            ToNetwork::OtherNetworks { ask, answer } if ask.len() + answer == fds.len() => {
+                self.know_networks(&ask, fds)
+            }
+            ToNetwork::OtherNetworks { .. } => {
+                tracing::error!("the sockets of other networks did not all arrive; is RLIMIT_NOFILE reached?");
             }
             ToNetwork::Ask { id, verb, arguments, context } => {
                 let (answers, words, plane) = (Rc::clone(&self.answers), self.words.clone(), self.plane.clone());

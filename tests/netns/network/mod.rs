@@ -107,7 +107,8 @@ fn the_process_itself() {
 
 impl Network {
     fn start(w: &World, config: NetworkConfig) -> Self {
-        let [attach, reads] = ["attach", "reads"].map(|name| PathBuf::from(SCRATCH).join(format!("net-{name}")));
+        let [attach, reads] =
+            ["attach", "reads"].map(|what| PathBuf::from(SCRATCH).join(format!("net-{}-{what}", config.name)));
         let _ = (std::fs::remove_file(&attach), std::fs::remove_file(&reads));
         let me = std::env::current_exe().unwrap();
         let text = serde_json::to_string(&(&config, &attach, &reads)).unwrap();
@@ -646,5 +647,44 @@ while time.time() < end:
         let average: f64 = ping.rsplit(" = ").next().unwrap().split('/').nth(1).unwrap().parse().unwrap();
         assert!(average < 20.0, "{ping}");
         assert_eq!(other.dig("127.0.0.11", "m5", "A"), ["172.18.0.5"]);
+    });
+}
+
+#[test]
+fn names_of_a_sandboxs_other_networks() {
+    World::run(|w| {
+        let front = Network::start(w, config(1500));
+        let back = Network::start(w, NetworkConfig { name: "back".into(), ..config(1500) });
+        // The sandbox's two endpoints; only the first is where it asks.
+        let (web, web_behind) = (front.join(2, &wish(&["web"])), back.join(2, &wish(&["web"])));
+        let redis = back.join(3, &wish(&["redis"]));
+        assert_eq!(web.status("127.0.0.11", "redis", "A"), "SERVFAIL");
+        let tell = |ask: Option<&str>, answer: usize| {
+            let pair =
+                nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+            let (one, other) = pair.unwrap();
+            let say = |member: &Member, ask: Vec<String>, answer: usize, fd: &OwnedFd| {
+                let fds = if ask.len() + answer > 0 { vec![fd.as_raw_fd()] } else { vec![] };
+                let message = ToNetwork::OtherNetworks { ask, answer };
+                attach::send(member.conn.as_ref().unwrap(), &message, &fds).unwrap();
+            };
+            say(&web_behind, vec![], answer, &other);
+            say(&web, ask.iter().map(|&name| name.to_owned()).collect(), 0, &one);
+        };
+        tell(Some("back"), 1);
+        wait_for("the name on the other network", Duration::from_secs(5), || {
+            web.dig("127.0.0.11", "redis", "A") == ["172.18.0.3"]
+        });
+        assert_eq!(web.dig("127.0.0.11", "redis.back", "A"), ["172.18.0.3"]);
+        assert_eq!(web.dig("127.0.0.11", "-x 172.18.0.3", ""), ["redis.back."]);
+        assert_eq!(web.status("127.0.0.11", "redis.web", "A"), "SERVFAIL");
+        assert_eq!(redis.dig("127.0.0.11", "web", "A"), ["172.18.0.2"]);
+        drop(redis);
+        wait_for("the name to go", Duration::from_secs(5), || web.status("127.0.0.11", "redis", "A") == "SERVFAIL");
+        let _redis = back.join(3, &wish(&["redis"]));
+        assert_eq!(web.dig("127.0.0.11", "redis", "A"), ["172.18.0.3"]);
+        // Disconnected.
+        tell(None, 0);
+        wait_for("the name to go", Duration::from_secs(5), || web.status("127.0.0.11", "redis", "A") == "SERVFAIL");
     });
 }
