@@ -263,12 +263,11 @@ impl Wanted {
             _ => None,
         };
         let asked = run_named::Asked::parse(args)?;
-        let (mtu, (v4, v6)) = match &network {
-            Some(network) => (u32::from(run_named::mtu(network)), run_named::plans(network, None)?),
-            None => {
-                let mtu = args.mtu.unwrap_or(u32::from(plan::DEFAULT_MTU));
-                (mtu, check_subnets(&args.subnet, ipv6, subnet)?)
-            }
+        let (mtu, (v4, v6)) = if let Some(network) = &network {
+            (u32::from(run_named::mtu(network)), run_named::plans(network, None)?)
+        } else {
+            let mtu = args.mtu.unwrap_or(u32::from(plan::DEFAULT_MTU));
+            (mtu, check_subnets(&args.subnet, ipv6, subnet)?)
         };
         let v6 = v6.filter(|_| ipv6);
         let mtu = plan::check_mtu(mtu, v6.is_some()).map_err(|error| usage(&error))?;

@@ -143,7 +143,7 @@ impl Told {
                 let _ = self.changes.send(Change::Unlisten(numbers)).await;
             }
             ToNetwork::OtherNetworks { ask, answer } if ask.len() + answer == fds.len() => {
-                self.know_networks(&ask, fds)
+                self.know_networks(&ask, fds);
             }
             ToNetwork::OtherNetworks { .. } => {
                 tracing::error!("the sockets of other networks did not all arrive; is RLIMIT_NOFILE reached?");

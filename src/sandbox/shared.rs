@@ -127,7 +127,7 @@ impl Shared {
         let control = listen_at(&self.dir.join("control"), SockType::Stream)?;
         let conn = try_connect(&path)?;
         self.start(attach, control)?;
-        conn.ok_or_else(|| SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
+        conn.ok_or(SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
     }
 
     fn start(&self, attach: OwnedFd, control: OwnedFd) -> Result<(), SharedError> {

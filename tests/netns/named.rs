@@ -208,7 +208,64 @@ fn published_ports_of_every_form() {
         let listed = w.tapway(&["port", "site"]).ok();
         assert!(listed.contains("80/tcp -> 0.0.0.0:8080\n") && listed.contains("80/tcp -> [::]:8080\n"), "{listed}");
         let chosen = |prefix: &str| -> u16 {
-            let line = format!("for n in {all}; do ping -c1 -W10 $n >/dev/null || echo $n does not answer; done");
+            let line =
+                listed.lines().find(|line| line.starts_with(prefix)).unwrap_or_else(|| panic!("{prefix} in {listed}"));
+            line.rsplit(':').next().unwrap().parse().unwrap()
+        };
+        let loopback = chosen("80/tcp -> 127.0.0.1:");
+        w.host.cmd(&["curl", "-sS", "--fail", &format!("http://127.0.0.1:{loopback}/small")]).ok();
+        tell_tcp(&guest.ns, at([0; 4], 7300));
+        tell_udp(&guest.ns, at([0; 4], 7300));
+        let port = chosen("7300/tcp -> 0.0.0.0:");
+        assert_eq!(ask_tcp(&w.internet, at([0; 4], 0), at(HOST4, port)).1.ip(), INET4);
+        assert_eq!(ask_udp(&w.internet, at([0; 4], 0), at(HOST4, 9000)).1.ip(), INET4);
+        // A member of another network comes by the host's address, and is seen as the host.
+        create(w, &["other"]);
+        let other = member(w, "other", "other", &[]);
+        assert_eq!(other.sh(&format!("curl -sS --fail http://{HOST4}:8080/small")), "a small file\n");
+        drop(guest);
+        wait_for("the ports to be free", Duration::from_secs(5), || connect(&w.internet, at(HOST4, 8080)).is_err());
+        w.host.run(|| std::net::TcpListener::bind("0.0.0.0:8080")).expect("the port is free");
+    });
+}
+
+#[test]
+fn internal_networks_and_those_without_talk() {
+    World::run(|w| {
+        create(w, &["--internal", "closed"]);
+        let one = member(w, "closed", "one", &["-p", "8080:80"]);
+        let two = member(w, "closed", "two", &[]);
+        assert!(pings(&one, "two") && pings(&two, "one"));
+        assert!(!one.sh("ip route").contains("default"));
+        assert!(!pings(&one, &INET4.to_string()));
+        one.sh("ip route add default via 172.18.0.1");
+        for to in [INET4, HOST4] {
+            assert_ne!(one.cmd(&["curl", "-sS", "-m", "3", &format!("http://{to}/")]).end().code, 0, "{to}");
+            assert!(!pings(&one, &to.to_string()), "{to}");
+        }
+        assert!(connect(&w.internet, at(HOST4, 8080)).is_err(), "an internal network publishes nothing");
+        create(w, &["-o", "com.docker.network.bridge.enable_icc=false", "apart"]);
+        let a = member(w, "apart", "a", &["-p", "8081:7300"]);
+        let b = member(w, "apart", "b", &[]);
+        tell_tcp(&a.ns, at([0; 4], 7300));
+        assert!(!pings(&b, &address(&a).to_string()));
+        assert!(connect(&b.ns, SocketAddr::new(address(&a).into(), 7300)).is_err());
+        assert!(pings(&b, &INET4.to_string()), "but out they may");
+        let seen = ask_tcp(&b.ns, at([0; 4], 0), at(HOST4, 8081)).1.ip();
+        assert_ne!(seen, std::net::IpAddr::V4(address(&b)), "by way of the host");
+        let c = member(w, "apart", "c", &["--link", "a"]);
+        assert!(pings(&c, "a"), "a link is an exception");
+    });
+}
+
+#[test]
+fn fifty_members_and_half_of_them_killed() {
+    World::run(|w| {
+        create(w, &["many"]);
+        let names: Vec<String> = (0..50).map(|n| format!("m{n}")).collect();
+        let mut guests: Vec<Guest> = names.iter().map(|name| member(w, "many", name, &[])).collect();
+        let all = names.join(" ");
+        let line = format!("for n in {all}; do ping -c1 -W10 $n >/dev/null || echo $n does not answer; done");
         // Five at a time: there are two processors, and it is not the programs' patience that is to be seen.
         for some in guests.chunks(5) {
             std::thread::scope(|scope| {
