@@ -43,7 +43,7 @@ fn ps_lists_what_runs() {
         ("status=created", vec![]),
         ("name=x", vec![]),
     ] {
-        let expected: String = ids.iter().map(|id| format!("{id}\n")).collect();
+        let expected = ids.iter().fold(String::new(), |text, id| text + id + "\n");
         assert_eq!(stage.run(&["ps", "-q", "-f", filter]).ok(), expected, "{filter}");
     }
     let json: Value = serde_json::from_str(stage.run(&["ps", "--json", "-f", "name=web"]).ok()).unwrap();
