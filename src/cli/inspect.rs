@@ -47,12 +47,11 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
             Ok(sandbox) => (Some(Kept { sandbox, ended: None, code: None }), true),
             Err(_) => (store.find(name), false),
         };
-        match kept {
-            Some(kept) => found.push(docker(&kept, runs, &store)),
-            None => {
-                crate::telemetry::say(&format!("tapway: No such container: {}", printable(name)));
-                code = FAILURE;
-            }
+        if let Some(kept) = kept {
+            found.push(docker(&kept, runs, &store));
+        } else {
+            crate::telemetry::say(&format!("tapway: No such container: {}", printable(name)));
+            code = FAILURE;
         }
     }
     let text = match args.format.as_deref().filter(|format| !format.is_empty()) {
@@ -108,8 +107,7 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
     let of = |v6: bool| attachment.addresses.iter().filter(|_| runs).find(move |a| a.address.is_ipv6() == v6);
     let text = |address: Option<&Address>, which: fn(&Address) -> String| address.map(which).unwrap_or_default();
     let (v4, v6) = (of(false), of(true));
-    let (address, gateway): (fn(&Address) -> String, fn(&Address) -> String) =
-        (|a| a.address.to_string(), |a| a.gateway.to_string());
+    let (address, gateway) = (|a: &Address| a.address.to_string(), |a: &Address| a.gateway.to_string());
     json!({
         "IPAMConfig": null,
         "Links": null,

@@ -81,7 +81,7 @@ pub fn main(args: &LogsArgs) -> Result<u8, Failure> {
     let log = store.log(&kept.sandbox.id);
     // Before anything is read, so that no change is missed.
     let watch = if args.follow { watch(store.dir()) } else { None };
-    match show(&log, tail, &mut out).and_then(|reader| if args.follow { Ok(Some(reader)) } else { Ok(None) }) {
+    match show(&log, tail, &mut out).map(|reader| Some(reader).filter(|_| args.follow)) {
         Ok(Some(reader)) => {
             follow(reader, &log, watch.as_ref(), &mut out, || state::find(&runtime_dir, &kept.sandbox.id).is_ok())
         }
@@ -301,7 +301,12 @@ mod tests {
         let mut reader = Reader::open(&path).unwrap().unwrap();
         let mut all = Vec::new();
         let mut out = Out { since: since.map(time::rfc3339), timestamps: false, streams: Streams::default() };
-        reader.read(|line| Ok(all.push(String::from_utf8_lossy(line).into_owned()))).unwrap();
+        reader
+            .read(|line| {
+                all.push(String::from_utf8_lossy(line).into_owned());
+                Ok(())
+            })
+            .unwrap();
         show(&path, tail, &mut out).unwrap();
         std::fs::remove_file(keeper::previous(&path)).unwrap();
         std::fs::remove_file(&path).unwrap();

@@ -81,7 +81,7 @@ pub fn main(args: &PsArgs) -> Result<u8, Failure> {
         if asked.is_some() {
             telemetry::say("WARNING: Ignoring custom format, because both --format and --quiet are set.");
         }
-        return output(&all.iter().map(|one| format!("{}\n", one.sandbox.id)).collect::<String>());
+        return output(&all.iter().fold(String::new(), |text, one| text + &one.sandbox.id + "\n"));
     }
     let now = time::now();
     if args.json {
@@ -304,7 +304,7 @@ fn ports(listeners: &[Listener]) -> String {
         match groups.iter_mut().find(|(host, name, ..)| (*host, *name) == (*host_addr, proto.name())) {
             Some((.., last)) if last.checked_add(1) == Some(*host_port) => *last = *host_port,
             Some(group) => {
-                done.push(range(std::mem::replace(group, (*host_addr, proto.name(), *host_port, *host_port))))
+                done.push(range(std::mem::replace(group, (*host_addr, proto.name(), *host_port, *host_port))));
             }
             None => groups.push((*host_addr, proto.name(), *host_port, *host_port)),
         }

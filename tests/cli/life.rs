@@ -43,13 +43,20 @@ fn ps_lists_what_runs() {
         ("status=created", vec![]),
         ("name=x", vec![]),
     ] {
-        let expected: String = ids.iter().map(|id| format!("{id}\n")).collect();
+        let expected = ids.iter().fold(String::new(), |text, id| text + id + "\n");
         assert_eq!(stage.run(&["ps", "-q", "-f", filter]).ok(), expected, "{filter}");
     }
     let json: Value = serde_json::from_str(stage.run(&["ps", "--json", "-f", "name=web"]).ok()).unwrap();
     let one = &json["sandboxes"][0];
     assert_eq!((&one["name"], &one["state"], &one["id"]), (&"web".into(), &"running".into(), &web.into()));
     assert_eq!(one["networks"][0]["addresses"][0]["address"], "10.0.2.100");
+    let formatted = stage.run(&["ps", "--format", "{{.Names}}:{{.Networks}}:{{.State}}"]);
+    assert_eq!(formatted.ok(), "db:none:running\nweb:private:running\n");
+    assert!(stage.run(&["ps", "--format", "table"]).ok().starts_with("CONTAINER ID   COMMAND"));
+    let bad = stage.run(&["ps", "--format", "{{.Nonsense"]);
+    assert!(bad.code == 2 && bad.stderr.lines().count() == 1, "{bad:?}");
+    let address = "{{.NetworkSettings.Networks.private.IPAddress}} {{.State.Status}}";
+    assert_eq!(stage.run(&["inspect", "-f", address, "web"]).ok(), "10.0.2.100 running\n");
     let bad = stage.run(&["ps", "-f", "colour=red"]);
     assert_fails(&bad, 2, "tapway: invalid filter 'colour'; give id, name, network or status\n");
 }

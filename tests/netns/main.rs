@@ -19,6 +19,7 @@ mod dns;
 mod icmp;
 mod iperf;
 mod leaks;
+mod life;
 mod metrics;
 mod named;
 mod network;

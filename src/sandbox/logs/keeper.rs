@@ -93,12 +93,11 @@ impl Log {
             record::write(&mut text, time::now(), Stream::Tapway, true, note.as_bytes());
         }
         text.extend_from_slice(records);
-        match self.write(&text) {
-            Ok(()) => (self.lost_lines, self.lost_bytes) = (0, 0),
-            Err(_) => {
-                self.lost_lines += records.iter().filter(|&&byte| byte == b'\n').count() as u64;
-                self.lost_bytes += records.len() as u64;
-            }
+        if self.write(&text).is_ok() {
+            (self.lost_lines, self.lost_bytes) = (0, 0);
+        } else {
+            self.lost_lines += records.split_inclusive(|&byte| byte == b'\n').count() as u64;
+            self.lost_bytes += records.len() as u64;
         }
     }
 

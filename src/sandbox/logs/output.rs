@@ -165,7 +165,7 @@ impl Output {
 
     /// Reads once; false if there is nothing.
     fn take(&mut self, what: usize) -> bool {
-        let mut bytes = [0; READ];
+        let mut bytes = vec![0; READ];
         let Some(fd) = &self.sources[what].fd else { return false };
         let length = match read(fd, &mut bytes) {
             Err(Errno::EINTR) => return true,

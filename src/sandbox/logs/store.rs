@@ -88,7 +88,7 @@ impl Store {
         let paths = entries.flatten().map(|entry| entry.path());
         let mut all: Vec<Kept> =
             paths.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(read).collect();
-        all.sort_by(|a, b| b.sandbox.about.created.cmp(&a.sandbox.about.created));
+        all.sort_by_key(|kept| std::cmp::Reverse(kept.sandbox.about.created));
         all
     }
 
