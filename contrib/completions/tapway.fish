@@ -52,7 +52,7 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be s
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by default), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip -d 'Address on a network that you made [default: the lowest that is free]' -r

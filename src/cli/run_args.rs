@@ -19,7 +19,7 @@ pub enum Switch {
 const EXAMPLES: &str = "\
 Examples:
   tapway run -- curl https://example.com/
-      one command with a network of its own
+      one command, on the network that sandboxes share by default
   tapway run --name site -p 8080:80 -- python3 -m http.server 80
       a server inside, reached at port 8080 of the host; 'tapway port site' shows it
   tapway run -d --name site -p 8080:80 -- python3 -m http.server 80
@@ -53,9 +53,9 @@ pub struct RunArgs {
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
 
-    /// Network to join: 'bridge' (shared by default), one made by 'tapway network create', 'private' (one of the sandbox's
+    /// Network to join: 'bridge' (shared by all that name no other), one made by 'tapway network create', 'private' (one of the sandbox's
     /// own), 'none' (only lo), 'host', or 'container:NAME' (another sandbox's)
-    #[arg(long, alias = "net", value_name = "NETWORK", default_value = "private")]
+    #[arg(long, alias = "net", value_name = "NETWORK", default_value = "bridge")]
     pub network: String,
 
     /// Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90

@@ -10,7 +10,7 @@ use crate::stage::{Ended, Stage, wait_for};
 
 /// `tapway run -d ARGS`: the id that it prints.
 fn detach(stage: &Stage, args: &[&str]) -> String {
-    let mut all = vec!["run", "-d"];
+    let mut all = vec!["run", "--network", "private", "-d"];
     all.extend(args);
     let ended = stage.run(&all);
     let id = ended.ok().trim().to_owned();
@@ -35,7 +35,7 @@ fn up_means_up() {
     assert!(stage.run(&["ps", "--json"]).ok().contains("\"detached\":true"));
     let streams = stage.run(&["exec", "web", "sh", "-c", "readlink /proc/2/fd/0; ps -o tty= -p 2"]);
     assert_eq!(streams.ok(), "/dev/null\n?\n");
-    let conflict = stage.run(&["run", "-d", "--name", "web", "true"]);
+    let conflict = stage.run(&["run", "--network", "private", "-d", "--name", "web", "true"]);
     assert!(conflict.code == 1 && conflict.stdout.is_empty(), "{conflict:?}");
     assert!(conflict.stderr.starts_with(&format!(
         "tapway: Conflict. The container name \"/web\" is already in use by container \"{id}\". You have to"
@@ -72,7 +72,7 @@ fn what_cannot_be_made_says_so() {
         (&["-p", "192.0.2.1:80:80", "true"], 1, "192.0.2.1"),
         (&["--network", "container:nosuch", "true"], 1, "No such container: nosuch"),
     ] {
-        let mut all = vec!["run", "-d", "--name", "x"];
+        let mut all = vec!["run", "--network", "private", "-d", "--name", "x"];
         all.extend(args);
         let ended = stage.run(&all);
         assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.lines().count()), (code, "", 1), "{ended:?}");
@@ -81,7 +81,7 @@ fn what_cannot_be_made_says_so() {
     }
     // Of what was never up nothing is kept.
     assert!(fs::read_dir(logs_dir(&stage)).map_or(0, Iterator::count) == 0);
-    let mut command = stage.tapway(&["run", "-d", "true"]);
+    let mut command = stage.tapway(&["run", "--network", "private", "-d", "true"]);
     let ended = Ended::of(command.env("XDG_STATE_HOME", "/proc/nowhere"));
     assert!(ended.code == 1 && ended.stderr.contains("cannot keep logs in /proc/nowhere/tapway/logs"), "{ended:?}");
     assert!(ended.stderr.contains("XDG_STATE_HOME"), "{ended:?}");
@@ -98,7 +98,10 @@ fn whose_caller_has_gone_is_not_left_behind() {
     // The caller is killed while its monitor waits for a name server's file that is a pipe nobody writes to: not up yet.
     let fifo = stage.dir().join("fifo");
     Ended::of(stage.as_user("mkfifo").arg(&fifo)).ok();
-    let mut caller = stage.tapway(&["run", "-d", "--pcap", fifo.to_str().unwrap(), "sleep", "60"]).spawn().unwrap();
+    let mut caller = stage
+        .tapway(&["run", "--network", "private", "-d", "--pcap", fifo.to_str().unwrap(), "sleep", "60"])
+        .spawn()
+        .unwrap();
     wait_for("the monitor", || stage.processes().len() > 1);
     caller.kill().unwrap();
     caller.wait().unwrap();

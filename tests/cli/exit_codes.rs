@@ -46,9 +46,9 @@ fn a_closed_directory_in_path_hides_nothing_and_finds_nothing() {
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
     }
     let path = format!("{}:/usr/bin:/bin", closed.display());
-    let mut command = stage.tapway(&["run", "--user", "keep", "no-such-program"]);
+    let mut command = stage.tapway(&["run", "--network", "private", "--user", "keep", "no-such-program"]);
     assert_eq!(command.env("PATH", &path).output().unwrap().status.code(), Some(127));
-    let mut command = stage.tapway(&["run", "--user", "keep", "true"]);
+    let mut command = stage.tapway(&["run", "--network", "private", "--user", "keep", "true"]);
     assert_eq!(command.env("PATH", &path).output().unwrap().status.code(), Some(0));
 }
 
@@ -65,7 +65,8 @@ fn a_script_without_an_interpreter_line_is_run_by_the_shell() {
 fn streams_arguments_and_environment_pass_through() {
     let stage = Stage::new();
     let script = "cat; printf '%s|' \"$@\"; echo \"$VALUE\"; echo to-stderr >&2";
-    let mut command = stage.tapway(&["run", "--", "sh", "-c", script, "sh", "a b", "", "--name", "-p"]);
+    let mut command =
+        stage.tapway(&["run", "--network", "private", "--", "sh", "-c", script, "sh", "a b", "", "--name", "-p"]);
     let mut child = command.env("VALUE", "v w").stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"from stdin\n").unwrap();
     let output = child.wait_with_output().unwrap();

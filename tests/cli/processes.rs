@@ -94,8 +94,14 @@ fn pid_namespaces() {
 #[test]
 fn a_network_process_that_dies_is_replaced() {
     let stage = Stage::new();
-    let mut command =
-        stage.tapway(&["run", "sh", "-c", "echo up; read x; ping -c1 -W5 10.0.2.2 >/dev/null && echo alive"]);
+    let mut command = stage.tapway(&[
+        "run",
+        "--network",
+        "private",
+        "sh",
+        "-c",
+        "echo up; read x; ping -c1 -W5 10.0.2.2 >/dev/null && echo alive",
+    ]);
     let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     wait_for("the network process", || network_process(pid).is_some());

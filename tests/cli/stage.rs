@@ -157,14 +157,14 @@ impl Stage {
 
     /// Runs `tapway run ARGS`.
     pub fn sandbox(&self, args: &[&str]) -> Ended {
-        let mut all = vec!["run"];
+        let mut all = vec!["run", "--network", "private"];
         all.extend(args);
         self.run(&all)
     }
 
     /// Starts `tapway run ARGS`.
     pub fn start(&self, args: &[&str]) -> Running {
-        let mut all = vec!["run"];
+        let mut all = vec!["run", "--network", "private"];
         all.extend(args);
         Running(Some(self.tapway(&all).spawn().unwrap()))
     }

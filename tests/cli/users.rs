@@ -59,7 +59,14 @@ fn without_the_helpers_there_is_one_user() {
             .find(|p| std::fs::exists(p).unwrap());
         std::os::unix::fs::symlink(real.unwrap(), bin.join(program)).unwrap();
     }
-    let mut command = stage.tapway(&["run", "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/setgroups"]);
+    let mut command = stage.tapway(&[
+        "run",
+        "--network",
+        "private",
+        "sh",
+        "-c",
+        "id -u; cat /proc/self/uid_map /proc/self/setgroups",
+    ]);
     let output = command.env("PATH", &bin).output().unwrap();
     let words: Vec<String> =
         String::from_utf8(output.stdout).unwrap().split_ascii_whitespace().map(str::to_owned).collect();

@@ -9,7 +9,7 @@ fn served(w: &World, options: &[&str]) {
     let root = w.path("www");
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("small"), "a small file\n").unwrap();
-    let mut args = vec!["run", "-d"];
+    let mut args = vec!["run", "--network", "private", "-d"];
     args.extend(options);
     let root = root.display().to_string();
     args.extend(["--", "busybox", "httpd", "-f", "-p", "80", "-h", &root]);
@@ -31,7 +31,7 @@ fn loopback_is_shared_by_those_that_join() {
         assert_eq!(fetch(w, &["exec", "web"], url), "a small file\n");
         assert_eq!(fetch(w, &["run", "--network", "container:web"], url), "a small file\n");
         // Not by one that has a network of its own.
-        let other = w.tapway(&["run", "--", "curl", "-sS", "--max-time", "2", url]).end();
+        let other = w.tapway(&["run", "--network", "private", "--", "curl", "-sS", "--max-time", "2", url]).end();
         assert_eq!(other.code, 7, "{}", other.stderr);
         // The world outside is the same for both, under one address; and the published port leads to the first.
         let host = format!("http://{HOST4}:8080/small");
@@ -41,7 +41,8 @@ fn loopback_is_shared_by_those_that_join() {
         let joined = w.tapway(&["run", "--network", "container:web", "--", "sh", "-c", address]).ok();
         assert_eq!(joined, "10.0.2.100/24\n");
         // A server of the second is on the first's published port, too, once its own is gone.
-        let mut args = vec!["run", "-d", "--name", "second", "--network", "container:web", "--"];
+        let mut args =
+            vec!["run", "--network", "private", "-d", "--name", "second", "--network", "container:web", "--"];
         let root = w.path("www").display().to_string();
         args.extend(["busybox", "httpd", "-f", "-p", "127.0.0.1:81", "-h", &root]);
         w.tapway(&args).ok();
