@@ -159,7 +159,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_s
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s f -l format -d 'Form of the output: \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -l json -d 'Print JSON in one line'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s v -l verbose -d 'Tell more'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s v -l verbose -d 'Also ask the network\'s process: its members\' ports of the switch, MACs, counters, drops'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -s f -l force -d 'No error for networks that are not there'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -l json -d 'Print JSON'

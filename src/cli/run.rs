@@ -23,6 +23,7 @@ use super::run_named;
 use super::run_network::{self, NetworkMode};
 use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
+use crate::host::published::PortError;
 use crate::network::config::{EndpointConfig, Listener, Offloads, PlanV4, PlanV6};
 use crate::network::definition::Network;
 use crate::network::desired::{self, Desired, DnsSettings};
@@ -80,10 +81,10 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
         wanted.publish.clear();
     }
     let descriptor_limit = raise_descriptor_limit();
-    let listeners = ports::bind_all(&wanted.publish).map_err(|error| Failure::runtime(&error))?;
     let metrics = wanted.metrics.map(metrics_listen::bind).transpose()?;
     let state_error = |error: state::StateError| Failure::runtime(&error);
     let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
+    let listeners = ports::bind_all(&wanted.publish).map_err(|error| port_refused(&runtime_dir, &wanted, &error))?;
     let joined = match wanted.network.take() {
         Some(network) => Some(wanted.join(&runtime_dir, network, &listeners)?),
         None => None,
@@ -448,6 +449,28 @@ impl Wanted {
             given.cloned().unwrap_or_else(|| host_dns::servers(&host)).iter().map(SocketAddr::ip).collect();
         Some(resolv::render(&servers, &self.dns_search, &self.dns_options))
     }
+}
+
+/// Why a port is not had: in Docker's words if another sandbox has it.
+fn port_refused(runtime_dir: &Path, wanted: &Wanted, error: &PortError) -> Failure {
+    let &PortError::InUse { port, proto, host } = error else { return Failure::runtime(error) };
+    let holds = |other: &Listener| {
+        let same = other.host_addr == host || other.host_addr.is_unspecified() || host.is_unspecified();
+        other.proto == proto && other.host_port == port && other.host_addr.is_ipv4() == host.is_ipv4() && same
+    };
+    let running = state::running(runtime_dir);
+    let Some(holder) = running.iter().find(|sandbox| sandbox.ports.iter().any(holds)) else {
+        return Failure::runtime(error);
+    };
+    let line = format!(
+        "driver failed programming external connectivity on endpoint {} ({}): Bind for {} failed: port is already \
+         allocated; sandbox {} has it",
+        wanted.name,
+        wanted.id,
+        SocketAddr::new(host, port),
+        holder.name
+    );
+    Failure { code: FAILURE, line }
 }
 
 fn check_hostname(name: &str) -> Result<(), Failure> {

@@ -72,6 +72,11 @@ fn names_lead_to_members_and_to_nobody_else() {
             assert_ne!(refused.code, 0, "{to}: {}", refused.stdout);
         }
         assert!(!pings(&stranger, "172.18.0.2"));
+        let verbose = w.tapway(&["network", "inspect", "-v", "web"]).ok();
+        let verbose: serde_json::Value = serde_json::from_str(&verbose).unwrap();
+        let switch = &verbose[0]["Switch"];
+        assert_eq!(switch["Members"][0]["mac"], "02:42:ac:12:00:02", "{switch}");
+        assert!(switch["Members"][1]["frames_from_guest"].as_u64() > Some(0), "{switch}");
         // resolv.conf is Docker's.
         let resolv = app.sh("cat /etc/resolv.conf");
         assert!(resolv.contains("nameserver 127.0.0.11\n") && resolv.contains("options ndots:0"), "{resolv}");
@@ -219,6 +224,9 @@ fn published_ports_of_every_form() {
         let port = chosen("7300/tcp -> 0.0.0.0:");
         assert_eq!(ask_tcp(&w.internet, at([0; 4], 0), at(HOST4, port)).1.ip(), INET4);
         assert_eq!(ask_udp(&w.internet, at([0; 4], 0), at(HOST4, 9000)).1.ip(), INET4);
+        let taken = w.tapway_run_on("web", &["-p", "8080:81"], &["true"]).end();
+        let text = "Bind for 0.0.0.0:8080 failed: port is already allocated; sandbox site has it";
+        assert!(taken.code == 1 && taken.stderr.contains(text), "{}", taken.stderr);
         // A member of another network comes by the host's address, and is seen as the host.
         create(w, &["other"]);
         let other = member(w, "other", "other", &[]);

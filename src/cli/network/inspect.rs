@@ -12,7 +12,8 @@ Examples:
   tapway network inspect web
   tapway network inspect -f '{{(index .IPAM.Config 0).Subnet}}' web
   tapway network inspect -f '{{range .Containers}}{{.Name}} {{.IPv4Address}}{{println}}{{end}}' web
-  tapway network inspect bridge web | jq '.[].Containers'";
+  tapway network inspect bridge web | jq '.[].Containers'
+  tapway network inspect -v web | jq '.[].Switch.Members[] | {name, mac, frames_from_guest, drops}'";
 
 /// Arguments of `tapway network inspect`.
 #[derive(Debug, Args)]
@@ -27,7 +28,7 @@ pub struct InspectArgs {
     /// Print JSON in one line
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
-    /// Tell more
+    /// Also ask the network's process: its members' ports of the switch, MACs, counters, drops
     #[arg(short, long)]
     pub verbose: bool,
 }
@@ -40,7 +41,15 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
     let mut found = Vec::new();
     for typed in &args.network {
         match store.find(typed) {
-            Ok(network) => found.push(Inspected::new(&network, &view::live(Some(&runtime_dir), &network))),
+            Ok(network) => {
+                let mut inspected = Inspected::new(&network, &view::live(Some(&runtime_dir), &network));
+                if args.verbose
+                    && let Err(error) = inspected.ask_switch(&runtime_dir, &network)
+                {
+                    code = tell(&Failure::runtime(&error));
+                }
+                found.push(inspected);
+            }
             Err(error) => code = tell(&failure(&error)),
         }
     }
@@ -50,9 +59,6 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
         // Docker indents by four.
         None => pretty(&found).unwrap_or_default() + "\n",
     };
-    if args.verbose && !found.is_empty() {
-        crate::telemetry::say("tapway: --verbose: the counters of the network's switch are not shown yet");
-    }
     output(&text)?;
     Ok(code)
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::api::client::{ClientError, Server};
+use crate::api::verbs::network::{self as api, NetworkProcessInfo};
 use crate::cli::format::data::Lookup;
 use crate::network::definition::Network;
 use crate::network::lease::Lease;
@@ -37,6 +39,19 @@ pub struct Inspected {
     options: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
     status: Status,
+    /// With `--verbose`, while somebody is in the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    switch: Option<Switch>,
+}
+
+/// What the network's process tells of itself and its members (`api::verbs::network`).
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Switch {
+    process: NetworkProcessInfo,
+    members: Vec<api::Member>,
+    counters: BTreeMap<String, u64>,
+    drops: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,7 +144,22 @@ impl Inspected {
             options: network.options.clone(),
             labels: network.labels.clone(),
             status: Status { ipam: StatusIpam { subnets: usage.collect() } },
+            switch: None,
         }
+    }
+
+    /// Adds what the network's process tells; nothing if none runs, since nobody is in the network then.
+    pub fn ask_switch(&mut self, runtime_dir: &Path, network: &Network) -> Result<(), ClientError> {
+        let server = Server::at(Leases::open(runtime_dir, network).dir().join("control"));
+        let none = serde_json::json!({});
+        let process: NetworkProcessInfo = match server.ask("get_info", &none) {
+            Err(error) if error.nobody() => return Ok(()),
+            answer => answer?,
+        };
+        let api::NetworkStats { counters, drops } = server.ask("get_stats", &none)?;
+        let api::MemberList { members } = server.ask("list_members", &none)?;
+        self.switch = Some(Switch { process, members, counters, drops });
+        Ok(())
     }
 }
 
