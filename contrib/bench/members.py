@@ -20,8 +20,9 @@ import re
 import subprocess
 import time
 
-from common import MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, sleeper, stage, status
-from common import wait_for
+from common import (
+    MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, sleeper, stage, wait_for, words
+)
 
 #: Questions under way.
 FLIGHT = 32
@@ -131,18 +132,9 @@ def member(programs, network, name):
     return monitor, wait_for(f"the member {name}", lambda: sleeper(monitor, LOG))
 
 
-def network_processes(monitors=()):
-    """Those of tapway that live and belong to no monitor: they leave their parent (setsid)."""
-    theirs = {p for monitor in monitors for p in descendants(monitor.pid)}
-    found = set()
-    for pid in processes():
-        state, parent = status(pid) or ("Z", 0)
-        if comm(pid).startswith("tapway") and pid not in theirs:
-            if state == "Z" and parent == os.getpid():
-                os.waitpid(pid, os.WNOHANG)  # ours to bury: we are process 1 here
-            elif state != "Z":
-                found.add(pid)
-    return found
+def network_processes():
+    """Those of shared networks; they leave their parent (setsid), and when they have ended they have no words."""
+    return {pid for pid in processes() if words(pid).startswith(b"tapway\0__network\0")}
 
 
 class Members:
@@ -174,7 +166,7 @@ class Members:
         """Memory of a network of many idle members, and of what stands by each."""
         tapway(self.programs, "network", "create", "crowd")
         monitors = [member(self.programs, "crowd", f"idle{n}")[0] for n in range(CROWD)]
-        process = network_processes(monitors)
+        process = network_processes()
         if len(process) != 1:
             raise RuntimeError(f"{len(process)} network processes for one network")
         time.sleep(2)
