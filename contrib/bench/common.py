@@ -46,25 +46,27 @@ def serve(traffic, control, prefix=()):
     return server
 
 
-def status(pid):
-    """State and parent of a process; None if it is gone."""
-    try:
-        stat = open(f"/proc/{pid}/stat", encoding="utf-8").read()
-    except OSError:
-        return None
-    state, parent = stat.rsplit(")", 1)[1].split()[:2]
-    return state, int(parent)
-
-
 def processes():
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def words(pid):
+    """The command line of a process; nothing if it is gone."""
+    try:
+        return open(f"/proc/{pid}/cmdline", "rb").read()
+    except OSError:
+        return b""
 
 
 def descendants(pid):
     children = {}
     for p in processes():
-        if found := status(p):
-            children.setdefault(found[1], []).append(p)
+        try:
+            stat = open(f"/proc/{p}/stat", encoding="utf-8").read()
+        except OSError:
+            continue
+        parent = int(stat.rsplit(")", 1)[1].split()[1])
+        children.setdefault(parent, []).append(p)
     found, todo = [], [pid]
     while todo:
         p = todo.pop()
@@ -95,11 +97,7 @@ def own_netns(pid):
 def sleeper(process, log):
     """The `sleep` in a namespace of its own that a process has started; None while there is none yet."""
     for pid in descendants(process.pid):
-        try:
-            words = open(f"/proc/{pid}/cmdline", "rb").read()
-        except OSError:
-            continue
-        if words.startswith(b"sleep\0") and own_netns(pid):
+        if words(pid).startswith(b"sleep\0") and own_netns(pid):
             return pid
     if process.poll() is not None:
         raise RuntimeError(f"{process.args} ended: " + open(log, encoding="utf-8").read()[-2000:])

@@ -6,22 +6,25 @@ Each subject joins two network namespaces, one pair per MTU, for the whole run:
 - relay: contrib/bench/relay.rs between two TAPs that are made as tapway makes them.
 - tapway: two members of one named network, found by name.
 
-"send" goes from the first to the second, "recv" the other way. "between CPUs" keeps the two ends on different ones; else
-the kernel often has both on one, where a veth wakes no other. "names" are questions for the other member's A record, at
-the server that the sandbox's resolv.conf names, with FLIGHT under way at any time. "run …" is from starting `tapway run`
-until its command, which does nothing else, has written a byte. Memory is proportional (PSS) with page tables, counted once,
-while nothing else of tapway runs: the network process of CROWD idle members, and the mean of their monitors, without and
-with the init that each has in its sandbox.
+"send" goes from the first to the second, "recv" the other way. "cpu" is what the process between them spent, which is the
+figure that a busy machine changes least. "between CPUs" keeps the two ends on different ones; else the kernel often has
+both on one, where a veth wakes no other. "names" are questions for the other member's A record, at the server that the
+sandbox's resolv.conf names, with FLIGHT under way at any time. "run …" is from starting `tapway run` until its command,
+which does nothing else, has written a byte. Memory is proportional (PSS) with page tables, counted once, while nothing else
+of tapway runs: the network process of CROWD idle members, and the mean of their monitors, without and with the init that
+each has in its sandbox.
 """
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import time
 
-from common import MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, sleeper, stage, status
-from common import wait_for
+from common import (
+    MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, sleeper, stage, wait_for, words
+)
 
 #: Questions under way.
 FLIGHT = 32
@@ -30,6 +33,7 @@ CROWD = 50
 #: As tapway sets it (src/sandbox/netlink.rs); the kernel gives a veth the same, and a TAP half of it.
 TX_QUEUE_LEN = 1000
 LOG = "/mnt/log.members"
+GIB = 1 << 30
 EVERY = ("veth", "relay", "tapway")
 PROCESS = f"members memory: network of {CROWD}"
 MONITOR = f"members memory: a monitor of {CROWD}"
@@ -39,6 +43,7 @@ UP, STARTS = "members run on a network that is up", "members run that starts its
 #: Measurement, unit, bigger is better.
 UNITS = {
     **{name: ("MiB", False) for name in (PROCESS, MONITOR, INIT)},
+    **{f"members cpu {kind} {mtu}": ("s/GiB", False) for mtu in MTUS for kind in ("send", "recv")},
     **{f"members tcp {kind} {mtu} x1": ("Gbit/s", True) for mtu in MTUS for kind in ("send", "recv")},
     "members rtt": ("µs", False),
     ACROSS: ("µs", False),
@@ -78,9 +83,10 @@ class Pair:
         self.subject, self.mtu, self.programs = subject, mtu, programs
         self.control = f"/mnt/control.{subject}.{mtu}"
         if subject == "tapway":
-            network = f"pair{mtu}"
+            network, before = f"pair{mtu}", network_processes()
             tapway(programs, "network", "create", "-o", f"com.docker.network.driver.mtu={mtu}", network)
             self.pids = [member(programs, network, f"{name}{mtu}")[1] for name in ("one", "two")]
+            (self.between,) = network_processes() - before
             address = json.loads(run(*self.inside("ip", "-j", "-4", "addr", "show", "dev", "eth0", side=1)))[0]
             if address["mtu"] != mtu:
                 raise RuntimeError(f"the members of {network} have an MTU of {address['mtu']}")
@@ -88,6 +94,7 @@ class Pair:
             settings = open(f"/proc/{self.pids[0]}/root/etc/resolv.conf", encoding="utf-8").read()
             self.resolver = re.search(r"^nameserver\s+(\S+)", settings, re.M)[1]
         else:
+            self.between = None
             self.spaces = [popen(["unshare", "--net", "--", "sleep", "1000000"]) for _ in range(2)]
             self.pids = [wait_for("a namespace", lambda p=p: sleeper(p, LOG)) for p in self.spaces]
             self.join()
@@ -100,6 +107,7 @@ class Pair:
             run("ip", "link", "add", "eth0", "netns", one, "type", "veth", "peer", "name", "eth0", "netns", two)
         else:
             self.relay = popen([self.programs["relay"], *(f"/proc/{p}/ns/net" for p in (one, two))], stdout=subprocess.PIPE)
+            self.between = self.relay.pid
             if self.relay.stdout.readline() != b"ready\n":
                 raise RuntimeError("the relay did not start: " + open(LOG, encoding="utf-8").read()[-2000:])
         for side in (0, 1):
@@ -110,6 +118,13 @@ class Pair:
     def inside(self, *argv, side=0):
         user = ["-U", "--preserve-credentials"] if self.subject == "tapway" else []
         return ["nsenter", "-t", str(self.pids[side]), *user, "-n", "--", *argv]
+
+    def spent(self):
+        """Seconds of CPU of the process between the two, if there is one."""
+        if self.between is None:
+            return None
+        tasks = pathlib.Path(f"/proc/{self.between}/task").glob("*/schedstat")
+        return sum(int(task.read_text(encoding="utf-8").split()[0]) for task in tasks) / 1e9
 
     def client(self, kind, address, port, seconds, *more, cpu=None):
         argv = [self.programs["traffic"], kind, address, str(port), str(seconds), *map(str, more)]
@@ -131,18 +146,9 @@ def member(programs, network, name):
     return monitor, wait_for(f"the member {name}", lambda: sleeper(monitor, LOG))
 
 
-def network_processes(monitors=()):
-    """Those of tapway that live and belong to no monitor: they leave their parent (setsid)."""
-    theirs = {p for monitor in monitors for p in descendants(monitor.pid)}
-    found = set()
-    for pid in processes():
-        state, parent = status(pid) or ("Z", 0)
-        if comm(pid).startswith("tapway") and pid not in theirs:
-            if state == "Z" and parent == os.getpid():
-                os.waitpid(pid, os.WNOHANG)  # ours to bury: we are process 1 here
-            elif state != "Z":
-                found.add(pid)
-    return found
+def network_processes():
+    """Those of shared networks; they leave their parent (setsid), and when they have ended they have no words."""
+    return {pid for pid in processes() if words(pid).startswith(b"tapway\0__network\0")}
 
 
 class Members:
@@ -174,7 +180,7 @@ class Members:
         """Memory of a network of many idle members, and of what stands by each."""
         tapway(self.programs, "network", "create", "crowd")
         monitors = [member(self.programs, "crowd", f"idle{n}")[0] for n in range(CROWD)]
-        process = network_processes(monitors)
+        process = network_processes()
         if len(process) != 1:
             raise RuntimeError(f"{len(process)} network processes for one network")
         time.sleep(2)
@@ -200,9 +206,21 @@ class Members:
 
             return measure
 
+        def bulk(mtu, kind):
+            def measure(subject):
+                pair = self.pairs[subject, mtu]
+                before = pair.spent()
+                result = pair.client(kind, pair.address, PORT, seconds, 1)
+                name = f"members cpu {kind} {mtu}"
+                if before is not None and name in self.names and result["bytes"]:
+                    self.note(name, subject, (pair.spent() - before) * GIB / result["bytes"])
+                return result["gbit_s"]
+
+            return measure
+
         for mtu in MTUS:
             for kind in ("send", "recv"):
-                measures[f"members tcp {kind} {mtu} x1"] = at(mtu, kind, "gbit_s", seconds, 1)
+                measures[f"members tcp {kind} {mtu} x1"] = bulk(mtu, kind)
         measures["members rtt"] = at(MTUS[0], "rtt", "us", half)
         measures[ACROSS] = self.across
         measures["members connect+byte+close"] = at(MTUS[0], "conn", "us", half, 1)
