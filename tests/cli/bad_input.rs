@@ -31,7 +31,7 @@ fn usage_errors() {
         (&["-p", "8000-8002:80-81", "true"], &["8000-8002:80-81", "one length"]),
         (&["-p", "8080:80", "-p", "8080:81", "true"], &["8080:80", "8080:81"]),
         (&["-p", "::1:8080:80", "true"], &["::1:8080:80", "brackets"]),
-        (&["--network", "bridge", "true"], &["'bridge'", "private"]),
+        (&["--network", "bridge", "--subnet", "10.0.0.0/24", "true"], &["subnet and the network bridge", "private"]),
         (&["--net", "container:", "true"], &["invalid container format container:<name|id>"]),
         (
             &["--net", "container:x", "-p", "80:80", "true"],
@@ -141,7 +141,7 @@ fn no_tun_device() {
 fn user_namespaces_disabled() {
     let stage = Stage::new();
     // In a user namespace of our own the limit is ours to set.
-    let script = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec $TAPWAY run true'";
+    let script = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec $TAPWAY run --network private true'";
     let ended = stage.script(script);
     assert_refused(&ended, 1, &["user.max_user_namespaces", "is 0"]);
 }

@@ -244,7 +244,7 @@ fn a_keeper_that_is_killed_is_replaced() {
 
 /// The keeper of the only sandbox: the only one of its processes without a socket.
 fn keeper(stage: &Stage) -> nix::unistd::Pid {
-    let tapways = stage.processes().into_iter().filter(|line| line.contains("tapway run -d"));
+    let tapways = stage.processes().into_iter().filter(|line| line.contains("tapway run --network private -d"));
     let pids = tapways.filter_map(|line| line.strip_prefix("/proc/")?.split(' ').next()?.parse::<i32>().ok());
     let has_none = |pid: &i32| {
         let fds =

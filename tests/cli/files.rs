@@ -23,7 +23,7 @@ fn resolv_conf_is_ours_whatever_the_host_has() {
         ("a link to itself", "ln -s resolv.conf /etc/resolv.conf"),
         ("nothing", "true"),
     ] {
-        let script = format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run cat /etc/resolv.conf");
+        let script = format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private cat /etc/resolv.conf");
         assert_ours(stage.script(&script).ok(), name);
     }
 }
@@ -33,7 +33,7 @@ fn hosts_is_ours_whatever_the_host_has() {
     let stage = Stage::new();
     for host in ["echo 192.0.2.1 x > /etc/hosts", "ln -s /nowhere /etc/hosts", "true", "rm -f /etc/resolv.conf"] {
         let script = format!(
-            "{OWN_ETC} rm -f /etc/hosts; {host}; user tapway run -h box --add-host db:192.0.2.9 --add-host me:host-gateway \
+            "{OWN_ETC} rm -f /etc/hosts; {host}; user tapway run --network private -h box --add-host db:192.0.2.9 --add-host me:host-gateway \
              cat /etc/hosts /etc/resolv.conf"
         );
         let ended = stage.script(&script);
@@ -51,7 +51,7 @@ fn hosts_is_ours_whatever_the_host_has() {
 fn the_rest_of_etc_is_as_it_was_and_the_host_sees_nothing() {
     let stage = Stage::new();
     let script = format!(
-        "{OWN_ETC} rm -f /etc/resolv.conf; ls /etc > /tmp/before.$$; user tapway run sh -c 'ls /etc; cat /etc/passwd' > /tmp/inside.$$; \
+        "{OWN_ETC} rm -f /etc/resolv.conf; ls /etc > /tmp/before.$$; user tapway run --network private sh -c 'ls /etc; cat /etc/passwd' > /tmp/inside.$$; \
          ls /etc | diff /tmp/before.$$ - ; (echo resolv.conf; cat /tmp/before.$$) | LC_ALL=C sort > /tmp/want.$$; \
          cat /etc/passwd > /tmp/passwd.$$; lines=$(wc -l < /tmp/want.$$); \
          head -n $lines /tmp/inside.$$ | LC_ALL=C sort | diff /tmp/want.$$ -; \
@@ -68,7 +68,7 @@ fn a_rename_over_the_hosts_file_does_not_show_inside() {
     let script = format!(
         "{OWN_ETC} rm -f /etc/resolv.conf; echo nameserver 192.0.2.1 > /etc/resolv.conf; \
          mkfifo /tmp/go.$$ /tmp/done.$$; chmod 666 /tmp/go.$$ /tmp/done.$$; \
-         user tapway run sh -c 'for i in 1 2 3; do read x < /tmp/go.'$$'; for t in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; \
+         user tapway run --network private sh -c 'for i in 1 2 3; do read x < /tmp/go.'$$'; for t in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; \
            cat /etc/resolv.conf; head -c0 /etc/hosts; echo > /tmp/done.'$$'; done' & \
          sleep 0.7; \
          echo nameserver 192.0.2.1 > /etc/new; mv /etc/new /etc/resolv.conf; echo > /tmp/go.$$; read x < /tmp/done.$$; \
@@ -86,7 +86,7 @@ fn a_change_before_the_watch_begins_is_noticed() {
     let stage = Stage::new();
     let script = format!(
         "{OWN_ETC} rm -f /etc/resolv.conf; echo nameserver 192.0.2.1 > /etc/resolv.conf; \
-         user tapway run sh -c 'sleep 1.2; cat /etc/resolv.conf' & \
+         user tapway run --network private sh -c 'sleep 1.2; cat /etc/resolv.conf' & \
          sleep 0.2; echo nameserver 192.0.2.1 > /etc/new; mv /etc/new /etc/resolv.conf; wait"
     );
     assert_ours(stage.script(&script).ok(), "early");
@@ -98,7 +98,7 @@ fn search_and_options() {
     let host = "printf 'search corp.example\\noptions ndots:3 edns0\\nnameserver 192.0.2.1\\n' > /etc/resolv.conf";
     let cat = |options: &str| {
         let script =
-            format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run {options} cat /etc/resolv.conf");
+            format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private {options} cat /etc/resolv.conf");
         stage.script(&script).ok().to_owned()
     };
     let text = cat("");
@@ -126,10 +126,10 @@ fn where_the_kernel_keeps_proc_and_sys_from_us_the_old_ones_stay() {
     let mask = "mount -t tmpfs none /proc/bus; mount -t tmpfs none /sys/firmware; \
                 mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys;";
     let command = "sh -c 'echo $$; ip -br link show eth0 | cut -d\" \" -f1; cat /etc/resolv.conf; ping -c1 -W5 10.0.2.2 >/dev/null'";
-    let ended = stage.script(&format!("{mask} user tapway run {command}"));
+    let ended = stage.script(&format!("{mask} user tapway run --network private {command}"));
     assert!(ended.ok().starts_with("2\neth0\n"), "{ended:?}");
     assert_ours(&ended.stdout, "masked");
-    let ended = stage.script(&format!("{mask} user tapway run -v true"));
+    let ended = stage.script(&format!("{mask} user tapway run --network private -v true"));
     for note in ["/proc inside is the host's", "/sys inside still shows", "net.ipv4.ping_group_range inside"] {
         assert!(ended.code == 0 && ended.stderr.contains(note), "{note}: {ended:?}");
     }
@@ -156,6 +156,6 @@ fn tapways_own_directories_are_hidden() {
 #[test]
 fn a_sandbox_in_a_sandbox() {
     let stage = Stage::new();
-    let script = "\"$TAPWAY\" run sh -c 'id -u; ls /sys/class/net'";
+    let script = "\"$TAPWAY\" run --network private sh -c 'id -u; ls /sys/class/net'";
     assert_eq!(stage.sandbox(&["sh", "-c", script]).ok(), "0\neth0\nlo\n");
 }

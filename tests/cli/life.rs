@@ -52,7 +52,7 @@ fn ps_lists_what_runs() {
     assert_eq!(one["networks"][0]["addresses"][0]["address"], "10.0.2.100");
     let formatted = stage.run(&["ps", "--format", "{{.Names}}:{{.Networks}}:{{.State}}"]);
     assert_eq!(formatted.ok(), "db:none:running\nweb:private:running\n");
-    assert!(stage.run(&["ps", "--format", "table"]).ok().starts_with("CONTAINER ID   COMMAND"));
+    assert!(stage.run(&["ps", "--format", "table"]).ok().starts_with("CONTAINER ID   NAMES"));
     let bad = stage.run(&["ps", "--format", "{{.Nonsense"]);
     assert!(bad.code == 2 && bad.stderr.lines().count() == 1, "{bad:?}");
     let address = "{{.NetworkSettings.Networks.private.IPAddress}} {{.State.Status}}";
@@ -336,7 +336,7 @@ fn nothing_but_loopback() {
     assert_fails(&refused, 1, "tapway: publish: sandbox box has no network of its own (--network none)\n");
     assert!(stage.run(&["info", "box"]).ok().contains("--network none"));
     // One process less: there is nothing to forward.
-    assert_eq!(stage.processes().iter().filter(|line| line.contains("run --name box")).count(), 2);
+    assert_eq!(stage.processes().iter().filter(|line| line.contains("run --network private --name box")).count(), 2);
 }
 
 #[test]
