@@ -33,11 +33,13 @@ const MAX_INTERFACE: usize = 15;
 const ATTACH_EXAMPLES: &str = "\
 Examples:
   tapway network create web
-  podman run -d --name db --network none --dns 127.0.0.11 redis
+  echo nameserver 127.0.0.11 > resolv.conf
+  podman run -d --name db --network none -v ./resolv.conf:/etc/resolv.conf redis
   tapway attach -d --network web --name db $(podman inspect -f '{{.State.Pid}}' db)
       found as 'db' by every member of web, and finds them; podman knows nothing of it
   unshare -Urn sleep 1000 & tapway attach -d --network web --name box -p 8080:80 $!
-  bwrap --unshare-all --info-fd 5 … 5>info & tapway attach -d --network web --name cage $(jq .[\"child-pid\"] info)
+  bwrap --unshare-all --info-fd 5 … 5>info &
+  tapway attach -d --network web --name cage $(jq '.[\"child-pid\"]' info)
   tapway attach --network web --name blue /run/netns/blue
       stays in the foreground; Ctrl-C detaches
   tapway detach db
@@ -45,7 +47,7 @@ Examples:
 The id is printed when the interface is up. tapway ps, port, publish, dns, flows, capture and top know the name as that of
 any sandbox; what runs inside stays whoever's it is: exec, logs and signals are theirs.
 Names: members ask the gateway for them (`ip route` shows its address), or 127.0.0.11 on a network that you made; where
-/etc/resolv.conf points is up to who made the container (podman run --dns 127.0.0.11).
+/etc/resolv.conf points is up to who made the container: nothing is mounted there.
 
 Exit code: 0 when the namespace has ended, or by a signal or 'tapway detach'; 2 for a wrong command line; else 1.";
 
@@ -128,7 +130,10 @@ fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
             Target::Process(pid) => u32::try_from(pid).ok(),
             Target::File(_) => None,
         },
-        attached: Some(target.to_string()),
+        attached: Some(match &target {
+            Target::Process(pid) => pid.to_string(),
+            Target::File(path) => path.display().to_string(),
+        }),
         detached: ready.is_some(),
         ..About::default()
     };

@@ -62,7 +62,7 @@ pub struct About {
     pub networks: Vec<Attachment>,
     /// `--detach`: there are logs.
     pub detached: bool,
-    /// `tapway attach`: the namespace that somebody else made.
+    /// `tapway attach`: the process or file by which the namespace was named that somebody else made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attached: Option<String>,
 }
