@@ -295,7 +295,7 @@ mod tests {
         assert!(wanted.endpoint.id.bytes().all(|b| b.is_ascii_hexdigit()));
         assert_eq!((&wanted.endpoint.name, &wanted.endpoint.hostname), (&wanted.endpoint.id, &wanted.endpoint.id));
         assert_eq!(wanted.endpoint.mtu, 65520);
-        assert_eq!(wanted.endpoint.v4.guest, Ipv4Addr::new(10, 0, 2, 100));
+        assert_eq!(wanted.endpoint.v4.guest, std::net::Ipv4Addr::new(10, 0, 2, 100));
         assert!(wanted.endpoint.v6.is_some_and(|plan| plan.guest.is_unique_local()));
         assert!(wanted.own_pids && wanted.endpoint.desired.dns().servers.is_none());
         assert_ne!(check("").map(|w| w.endpoint.id).ok(), Some(wanted.endpoint.id));

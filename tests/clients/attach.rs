@@ -11,7 +11,7 @@ mod tapway {
 fn a_podman_container(w: &World) {
     w.user_sh("tapway network create web; echo nameserver 127.0.0.11 > resolv.conf");
     let resolv = "/mnt/home/resolv.conf:/etc/resolv.conf:ro";
-    let db = w.container("db", &["--network", "none", "-v", resolv]);
+    let db = w.container("db", &["--network", "none", "--cap-add", "net_raw", "-v", resolv]);
     let pid = w.podman(&["inspect", "-f", "{{.State.Pid}}", "db"]).ok();
     w.user(&["tapway", "attach", "-d", "--network", "web", "--name", "db", "-p", "8080:80", pid.trim()]).ok();
     w.user_sh("mkdir www; echo from the member > www/index.html");
@@ -27,6 +27,8 @@ fn a_podman_container(w: &World) {
     let found = w.user(&["tapway", "exec", "member", "--", "getent", "ahostsv4", "db"]).ok();
     assert!(found.starts_with("172.18.0.2 "), "{found}");
     w.user(&["tapway", "exec", "member", "--", "ping", "-c1", "-W5", "db"]).ok();
+    let pinged = db.sh("ping -c1 -W5 member");
+    assert!(pinged.contains("172.18.0.3"), "{pinged}");
     let ask = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc";
     let got = db.sh(&format!("{ask} member 80"));
     assert!(got.ends_with("from the member\n"), "{got}");

@@ -2,7 +2,7 @@
 //!
 //! 1. Descriptors: those that the command line names are taken, all others above 2 closed. What a caller leaked into us
 //!    could keep something of its own from ending.
-//! 2. The link: a child joins the namespace and comes back with a TAP (`sandbox::slirp::join`), or a descriptor was
+//! 2. The link: a child joins the namespace and comes back with a TAP (`sandbox::foreign::join`), or a descriptor was
 //!    passed, or a peer is waited for (BESS).
 //! 3. The banner; the API socket is made, so that it exists at the ready byte.
 //! 4. Confinement (`confine::standalone`).
