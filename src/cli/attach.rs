@@ -77,8 +77,8 @@ pub struct AttachArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = DETACH_EXAMPLES)]
 pub struct DetachArgs {
-    /// Names or ids of what was attached
-    #[arg(value_name = "NAME", required = true)]
+    /// Names or ids of sandboxes
+    #[arg(value_name = "SANDBOX", required = true)]
     pub sandbox: Vec<String>,
 }
 
