@@ -27,6 +27,8 @@ end
 complete -c tapway -n "__fish_tapway_needs_command" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_needs_command" -s V -l version -d 'Print version'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "run" -d 'Run a command in a sandbox with a network of its own'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "attach" -d 'Attach a network namespace that somebody else made to a network: of podman, bubblewrap, unshare'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "detach" -d 'Take what was attached off its network again'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "ps" -d 'List the sandboxes that run'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "exec" -d 'Run a further command in a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "inspect" -d 'Show what is known of sandboxes, as `docker inspect` does'
@@ -51,7 +53,6 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what 
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
@@ -66,15 +67,16 @@ off\t'No'"
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l mac-address -d 'MAC address of the interface inside [default: random]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-search -d 'Search domain in /etc/resolv.conf; \'.\' for none [default: the host\'s]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-option -d 'Option in /etc/resolv.conf, such as ndots:1 [default: the host\'s]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l user -d 'User inside: UID[:GID], or \'keep\' for your own ids [default: root]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l pid -d 'Process ids: \'private\', or \'host\' to share the host\'s' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l metrics-listen -d 'Serve metrics there by HTTP, for Prometheus; without IP on 127.0.0.1, and port 0 is one that is free' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l pcap -d 'Write every frame to this file (pcapng)' -r -F
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l log-format -d 'Form of log lines' -r -f -a "text\t'For people'
 json\t'One JSON object a line'"
+complete -c tapway -n "__fish_tapway_using_subcommand run" -s h -l hostname -d 'Host name inside [default: the id]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-search -d 'Search domain in /etc/resolv.conf; \'.\' for none [default: the host\'s]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns-option -d 'Option in /etc/resolv.conf, such as ndots:1 [default: the host\'s]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l user -d 'User inside: UID[:GID], or \'keep\' for your own ids [default: root]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l pid -d 'Process ids: \'private\', or \'host\' to share the host\'s' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s P -l publish-all -d 'Publish every port of --expose that has no -p of its own, at a host port that is chosen'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-host-loopback -d 'Let the gateway address reach servers that listen on the host\'s 127.0.0.1 and ::1 only'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l allow-link-local -d 'Let 169.254.0.0/16 be reached (metadata services of clouds live there)'
@@ -84,6 +86,35 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -l rm -d 'With --deta
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -d 'Accepted out of habit; stdin is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip -d 'Address on a network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip6 -d 'IPv6 address on a network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network-alias -d 'Further name on a network that you made' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l link -d 'Call another sandbox of the network by a name that only this one knows' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6); a shared network has its own [default: 65520]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
+off\t'No'"
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mac-address -d 'MAC address of the interface inside [default: random]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l metrics-listen -d 'Serve metrics there by HTTP, for Prometheus; without IP on 127.0.0.1, and port 0 is one that is free' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l pcap -d 'Write every frame to this file (pcapng)' -r -F
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l log-format -d 'Form of log lines' -r -f -a "text\t'For people'
+json\t'One JSON object a line'"
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l interface -d 'Name of the interface inside' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -s P -l publish-all -d 'Publish every port of --expose that has no -p of its own, at a host port that is chosen'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l allow-host-loopback -d 'Let the gateway address reach servers that listen on the host\'s 127.0.0.1 and ::1 only'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l allow-link-local -d 'Let 169.254.0.0/16 be reached (metadata services of clouds live there)'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -s v -l verbose -d 'Tell more; repeat for more still'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -s d -l detach -d 'Run in the background: print the id when the sandbox is up; \'tapway logs\' shows its output'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l rm -d 'With --detach: remove the logs when it ends. Nothing else is ever left behind'
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s f -l filter -d 'Only those that fit' -r
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand ps" -s a -l all -d 'Show those that have ended, too, as long as their logs are kept'
@@ -260,6 +291,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -l disable-dn
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s h -l help -d 'print this and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand slirp4netns" -s v -l version -d 'print what this is and exit'
 complete -c tapway -n "__fish_tapway_using_subcommand version" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand detach" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand exec" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand inspect" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand logs" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'

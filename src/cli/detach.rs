@@ -1,4 +1,4 @@
-//! `tapway run --detach`: one process becomes two. The caller's waits until the sandbox is up, prints its id and leaves;
+//! `--detach` of `tapway run` and `tapway attach`: one process becomes two. The caller's waits until the sandbox is up, prints its id and leaves;
 //! the other is its monitor, in a session of its own, with nothing of the caller's but, until then, standard error.
 //!
 //! A sandbox that could not be made has said why on standard error; its exit code becomes the caller's.
@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -14,6 +15,9 @@ use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pipe2, setsid};
 
 use super::table::output;
 use super::{FAILURE, Failure};
+use crate::sandbox::logs::output::Output;
+use crate::sandbox::logs::store::{Kept, Store};
+use crate::sandbox::state::{self, Sandbox};
 use crate::sys::spawn::{self, Forked};
 
 /// Which process this is.
@@ -50,6 +54,20 @@ pub fn split() -> Result<Side, Failure> {
             Ok(Side::Monitor(tell))
         }
     }
+}
+
+/// Begins the logs of a detached sandbox; also returns what the command's standard output and error are to be.
+pub fn keep_output(
+    runtime_dir: &Path,
+    sandbox: Sandbox,
+    remove: bool,
+    ready: OwnedFd,
+) -> Result<(Output, OwnedFd, OwnedFd), Failure> {
+    let store = Store::at(&state::lasting_dir().unwrap_or_else(|| runtime_dir.to_owned()));
+    let running = state::running(runtime_dir).into_iter().map(|sandbox| sandbox.id).collect();
+    store.prune(&running, crate::telemetry::time::now());
+    let kept = Kept { sandbox, ended: None, code: None };
+    Output::begin(store, kept, remove, ready).map_err(|error| Failure::runtime(&error))
 }
 
 impl Waiting {

@@ -162,6 +162,7 @@ mod tests {
                 addresses,
             }],
             detached: true,
+            attached: None,
         };
         let sandbox =
             Sandbox { id: "0123456789ab".to_owned(), name: "web".to_owned(), pid: 7, ports: vec![listener], about };

@@ -4,12 +4,15 @@
 //! `tapway: what: why`, with exit code 2 when the command line is at fault and 1 when the machine is; `run` has its
 //! command's exit code otherwise.
 
+pub mod attach;
 pub mod capture;
 pub mod complete;
 pub mod ctl;
 pub mod detach;
 pub mod dns;
 pub mod doctor;
+pub mod endpoint;
+pub mod endpoint_args;
 pub mod events;
 pub mod exec;
 pub mod flows;
@@ -60,6 +63,10 @@ pub struct Cli {
 pub enum Action {
     /// Run a command in a sandbox with a network of its own.
     Run(Box<run_args::RunArgs>),
+    /// Attach a network namespace that somebody else made to a network: of podman, bubblewrap, unshare.
+    Attach(Box<attach::AttachArgs>),
+    /// Take what was attached off its network again.
+    Detach(attach::DetachArgs),
     /// List the sandboxes that run.
     Ps(ps::PsArgs),
     /// Run a further command in a running sandbox.
@@ -146,6 +153,8 @@ pub fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Action::Run(args) => run::main(*args),
+        Action::Attach(args) => attach::attach(&args),
+        Action::Detach(args) => attach::detach(&args),
         Action::Ps(args) => ps::main(&args),
         Action::Exec(args) => exec::main(args),
         Action::Inspect(args) => inspect::main(&args),

@@ -252,7 +252,7 @@ fn render(all: &[Listed], now: Duration, whole: bool) -> String {
         table.row([
             sandbox.id.clone(),
             sandbox.name.clone(),
-            command(&sandbox.about.command.join(" "), whole),
+            command(&sandbox.about.shown_command(), whole),
             since(sandbox.about.created, now).map_or_else(String::new, |span| format!("{span} ago")),
             status(one, now),
             network(sandbox),

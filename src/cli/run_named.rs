@@ -7,8 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use super::endpoint_args::EndpointArgs;
 use super::network::store;
-use super::run_args::RunArgs;
 use super::{FAILURE, Failure};
 use crate::network::config::{
     Link, Listener, Membership, NetworkConfig, PlanV4, PlanV6, first_ms, linger_ms, max_members,
@@ -33,7 +33,7 @@ pub struct Asked {
 
 impl Asked {
     /// Reads it.
-    pub fn parse(args: &RunArgs) -> Result<Self, Failure> {
+    pub fn parse(args: &EndpointArgs) -> Result<Self, Failure> {
         let bad = |option: &str, text: &str| Failure::usage(format!("invalid {option} address: {text}"));
         let ip = args.ip.as_ref().map(|text| text.parse().map_err(|_| bad("IPv4", text))).transpose()?;
         let ip6 = args.ip6.as_ref().map(|text| text.parse().map_err(|_| bad("IPv6", text))).transpose()?;
@@ -114,7 +114,7 @@ pub fn take(
     asked: Asked,
     (id, name, hostname): (&str, &str, &str),
     mac: Option<crate::network::config::Mac>,
-    ports: Vec<Listener>,
+    (interface, ports): (&str, Vec<Listener>),
 ) -> Result<Joining, Failure> {
     let refused = |error: LeaseError| Failure::runtime(&error);
     let leases = Leases::open(runtime_dir, &network);
@@ -128,7 +128,7 @@ pub fn take(
         mac,
         aliases: asked.aliases,
         hostname: hostname.to_owned(),
-        interface: crate::sandbox::inside::INTERFACE.to_owned(),
+        interface: interface.to_owned(),
         ports,
         gw_priority: 0,
     };

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 
 use nix::sched::CloneFlags;
 
+use super::endpoint_args::EndpointArgs;
 use super::run_args::RunArgs;
 use super::target::{self, Target};
 use super::{FAILURE, Failure};
@@ -57,6 +58,7 @@ impl NetworkMode {
 
     /// Refuses what does not go with it.
     pub fn check(&self, args: &RunArgs) -> Result<(), Failure> {
+        let endpoint = &args.endpoint;
         let conflict = |what: &str| Err(Failure::usage(format!("conflicting options: {what}")));
         let links = |kind: &str| format!("{kind} can't be used with links. This would result in undefined behavior");
         // In Docker's order.
@@ -65,27 +67,33 @@ impl NetworkMode {
             Self::Container(_) => {
                 for (is_given, what) in [
                     (args.hostname.is_some(), "hostname and the network mode"),
-                    (!args.link.is_empty(), &links("container type network")),
+                    (!endpoint.link.is_empty(), &links("container type network")),
                     (
-                        !args.dns.is_empty() || !args.dns_search.is_empty() || !args.dns_option.is_empty(),
+                        !endpoint.dns.is_empty() || !args.dns_search.is_empty() || !args.dns_option.is_empty(),
                         "dns and the network mode",
                     ),
-                    (!args.add_host.is_empty(), "custom host-to-IP mapping and the network mode"),
-                    (args.mac_address.is_some(), "mac-address and the network mode"),
+                    (!endpoint.add_host.is_empty(), "custom host-to-IP mapping and the network mode"),
+                    (endpoint.mac_address.is_some(), "mac-address and the network mode"),
                     (
-                        !args.publish.is_empty() || args.publish_all,
+                        !endpoint.publish.is_empty() || endpoint.publish_all,
                         "port publishing and the container type network mode",
                     ),
-                    (!args.expose.is_empty(), "port exposing and the container type network mode"),
+                    (!endpoint.expose.is_empty(), "port exposing and the container type network mode"),
                 ] {
                     if is_given {
                         return conflict(what);
                     }
                 }
             }
-            Self::Host if !args.link.is_empty() => return conflict(&links("host type networking")),
+            Self::Host if !endpoint.link.is_empty() => return conflict(&links("host type networking")),
             Self::Host | Self::None => {}
         }
+        self.check_endpoint(endpoint)
+    }
+
+    /// The same of what says how the interface is to be.
+    pub fn check_endpoint(&self, args: &EndpointArgs) -> Result<(), Failure> {
+        let conflict = |what: &str| Err(Failure::usage(format!("conflicting options: {what}")));
         // What belongs to the network, or to an interface that is not there.
         let own = [(!args.subnet.is_empty(), "subnet"), (args.mtu.is_some(), "mtu")];
         let interface = [
@@ -238,7 +246,7 @@ mod tests {
         let Action::Run(args) = Cli::try_parse_from(argv).unwrap_or_else(|error| panic!("{error}")).command else {
             panic!("not run")
         };
-        let mode = NetworkMode::parse(&args.network)?;
+        let mode = NetworkMode::parse(&args.endpoint.network)?;
         mode.check(&args).map(|()| mode)
     }
 

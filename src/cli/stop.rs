@@ -162,7 +162,7 @@ fn check_signal(name: Option<&str>) -> Result<(), Failure> {
 }
 
 /// Ends a sandbox and waits for it.
-fn end(target: &Target, stop: Stop) -> Result<(), Failure> {
+pub(super) fn end(target: &Target, stop: Stop) -> Result<(), Failure> {
     let time = stop.seconds.map_or(life::STOP_TIME, |seconds| Duration::from_secs(seconds.into()));
     match target.server.clone().patience(time + SLACK).ask::<Stopped>("stop", stop) {
         // Somebody else was quicker, or killed the monitor meanwhile.
@@ -178,7 +178,7 @@ fn end(target: &Target, stop: Stop) -> Result<(), Failure> {
 }
 
 /// Does something for each name, and prints those for which it was done.
-fn for_each(names: &[String], act: impl Fn(&str) -> Result<(), Failure> + Sync) -> Result<u8, Failure> {
+pub(super) fn for_each(names: &[String], act: impl Fn(&str) -> Result<(), Failure> + Sync) -> Result<u8, Failure> {
     let mut code = 0;
     for some in names.chunks(AT_A_TIME) {
         let results: Vec<Result<(), Failure>> = std::thread::scope(|scope| {

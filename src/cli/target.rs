@@ -187,7 +187,9 @@ fn by_process<'a>(pid: u32, running: &'a [Sandbox], proc: &Path) -> Option<&'a S
     let namespace = process.network(pid);
     let in_network = |s: &&Sandbox| {
         let outside = process.network(s.pid);
-        let mut children = process.children(s.pid).into_iter().map(|child| process.network(child));
+        // Of what was attached nothing is the monitor's child.
+        let attached = s.about.init.filter(|_| s.about.attached.is_some());
+        let mut children = process.children(s.pid).into_iter().chain(attached).map(|child| process.network(child));
         namespace.is_some() && namespace != outside && children.any(|network| network == namespace)
     };
     if let Some(found) = running.iter().find(in_network) {
@@ -332,8 +334,14 @@ mod tests {
         let error = select("50", &running, &proc.0).unwrap_err();
         assert!(error.starts_with("process 50 is in no running sandbox, and none is named so; running: db"), "{error}");
         assert!(select("901", &running, &proc.0).is_err());
-        let error = select("902", &running, &proc.0).unwrap_err();
-        assert!(error.starts_with("there is no process 902, and no running sandbox named so"), "{error}");
+        let mut running = running.clone();
+        (running[0].about.init, running[0].about.attached) = (Some(901), Some("901".to_owned()));
+        proc.add(902, 50, Some("9"), "");
+        for typed in ["901", "902"] {
+            assert_eq!(select(typed, &running, &proc.0).map(|s| s.name.as_str()), Ok("db"), "{typed}");
+        }
+        let error = select("903", &running, &proc.0).unwrap_err();
+        assert!(error.starts_with("there is no process 903, and no running sandbox named so"), "{error}");
         assert!(select("4294967296", &running, &proc.0).unwrap_err().starts_with("there is no running sandbox"));
     }
 

@@ -5,7 +5,7 @@
 //! tapway network inspect ─► reads ─► [Reads] ─► Order::Survey
 //! ```
 //!
-//! One task for each connection, and the connection is the lease: when it ends, the member's names are forgotten, its port
+//! One task for each connection, and the connection is the lease: when it ends (or the monitor says no more, and waits), the member's names are forgotten, its port
 //! of the switch and its published ports closed, its host sockets reset, in this order and at once. A member whose TAP is gone
 //! loses its lease by itself. What a monitor says and asks meanwhile goes to its own endpoint alone: each has a resolver with
 //! its own records and servers, an observer, events and captures of its own, as if it had a process to itself.
@@ -31,7 +31,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant as Clock};
 
 use nix::errno::Errno;
-use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{Shutdown, SockFlag, accept4, getsockopt, shutdown, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use serde_json::Value;
 use smoltcp::time::Instant;
@@ -281,8 +281,10 @@ impl Network {
         };
         let Served { id: slot, plane, resolver, answers, names, tasks, gone } = served;
         tracing::info!(id, "joined");
+        let mut held = None;
         if attach::send(conn.get_ref(), &FromNetwork::Ready, &[]).is_ok() {
             let told = Told::start(conn, (resolver, names), plane.clone(), answers);
+            held = Some(told.connection());
             tokio::select! {
                 () = told.listen() => {}
                 _ = gone => tracing::info!(id, "the TAP is gone"),
@@ -291,6 +293,10 @@ impl Network {
         tasks.iter().for_each(JoinHandle::abort);
         plane.hub().close();
         self.dismiss(slot).await;
+        // A monitor that waits for it may count on everything being free.
+        if let Some(conn) = held {
+            let _ = shutdown(conn.get_ref().as_raw_fd(), Shutdown::Both);
+        }
         tracing::info!(id, "left");
     }
 

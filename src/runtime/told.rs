@@ -69,6 +69,11 @@ impl Told {
         Self { conn, resolver, plane, answers, changes, words, names, networks: JoinSet::new() }
     }
 
+    /// The connection, which closes with whoever is the last to hold it.
+    pub fn connection(&self) -> Rc<AsyncFd<OwnedFd>> {
+        Rc::clone(&self.conn)
+    }
+
     /// Listens until the monitor is gone.
     pub async fn listen(mut self) {
         loop {

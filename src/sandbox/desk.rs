@@ -136,6 +136,8 @@ pub struct Desk {
     pub metrics: Option<(SocketAddr, Rc<OwnedFd>)>,
     /// Process id of the network process; 0 if it is not this monitor's child.
     pub network_pid: i32,
+    /// `run`, or `attach`.
+    pub mode: &'static str,
     /// How the sandbox is a member of a shared network.
     pub membership: Option<Membership>,
     /// How often it has been replaced.
@@ -181,6 +183,7 @@ impl Desk {
             host_servers,
             metrics: None,
             network_pid: 0,
+            mode: "run",
             membership: None,
             restarts: 0,
             stale: false,
@@ -812,7 +815,7 @@ impl Desk {
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "protocol": PROTOCOL,
-            "mode": "run",
+            "mode": self.mode,
             "id": self.identity.id,
             "name": self.identity.name,
             "pid": std::process::id(),

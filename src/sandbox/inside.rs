@@ -24,6 +24,7 @@ use nix::unistd::{Pid, sethostname, tcsetpgrp};
 
 use super::command::{Fault, Start};
 use super::files::{self, Content, Files, FilesError};
+use super::interface::{self, Interface};
 use super::join::Donor;
 use super::netlink::{self, NetlinkError};
 use super::proto::{FromSandbox, ToSandbox};
@@ -169,40 +170,18 @@ fn make_interface(conn: &OwnedFd, setup: &Setup, notes: &mut Vec<String>) -> Res
     let (tap, offloads) = tap::create(INTERFACE)?;
     attach::send(conn, &FromSandbox::Tap { offloads }, &[tap.as_raw_fd()])?;
     drop(tap);
-    let index = nix::net::if_::if_nametoindex(INTERFACE).map_err(call("find eth0"))?;
-    // Where /proc/sys is read-only (in a container) these stay as they are: eth0 then listens to our router
-    // advertisements, too, which say the same.
-    let set = |name: &str, value: &str| {
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{INTERFACE}/{name}"), value);
-    };
-    if setup.v6.is_some() {
-        set("disable_ipv6", "0");
-        set("accept_ra", "0");
-        set("accept_dad", "0");
-    } else {
-        set("disable_ipv6", "1");
-    }
-    netlink::configure(&netlink::Interface {
-        name: INTERFACE,
-        index,
+    let configured = interface::configure(&Interface {
+        name: INTERFACE.to_owned(),
         mac: setup.mac,
         mtu: setup.mtu,
         v4: setup.v4,
         v6: setup.v6,
         internal: setup.internal,
+        embedded_dns: setup.embedded_dns,
+        keep_routes: false,
     })?;
-    let (Some(plan), true) = (setup.v4, setup.embedded_dns) else { return Ok(false) };
-    // The kernel sends nothing to the loopback network by any other interface, and takes nothing from it, without this
-    // (Documentation/networking/ip-sysctl.rst, route_localnet).
-    let routed = std::fs::write(format!("/proc/sys/net/ipv4/conf/{INTERFACE}/route_localnet"), "1")
-        .map_err(|error| error.to_string())
-        .and_then(|()| {
-            netlink::route_loopback_address(EMBEDDED_DNS, plan.gateway, index).map_err(|error| telemetry::chain(&error))
-        });
-    if let Err(why) = &routed {
-        notes.push(format!("names inside are asked for at {}, not at {EMBEDDED_DNS}: {why}", plan.gateway));
-    }
-    Ok(routed.is_ok())
+    notes.extend(configured.notes);
+    Ok(configured.embedded_dns)
 }
 
 fn make_files(

@@ -7,6 +7,11 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 
@@ -76,6 +81,30 @@ impl Link {
             self.queue.pop_front();
         }
         Ok(())
+    }
+
+    /// Says that nothing more will be said, and waits until the network process has let go of everything. False if it did
+    /// not within `limit`.
+    pub fn leave(mut self, limit: Duration) -> bool {
+        // What was not sent yet is of no interest any more.
+        if shutdown(self.conn.as_raw_fd(), Shutdown::Write).is_err() {
+            return true;
+        }
+        let end = Instant::now() + limit;
+        loop {
+            match self.hear() {
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(_) => return true,
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(self.conn.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+                Ok(0) => return false,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return true,
+            }
+        }
     }
 
     /// What the network process says; None if there is nothing more.

@@ -9,8 +9,9 @@
 //! capture file. It enters no namespace and is single-threaded for life. It keeps a duplicate of every descriptor that it
 //! hands out, so a network process that dies is replaced by one with the same TAP and the same listening sockets.
 //!
-//! - [`monitor`]: the event loop and the order of things;
-//! - [`inside`], [`tap`], [`netlink`], [`files`]: the sandbox's first process;
+//! - [`monitor`]: the event loop and the order of things of a sandbox that we make; [`attached`]: the same for a namespace that
+//!   somebody else made, which [`foreign`] gets into; [`station`]: what both have;
+//! - [`inside`], [`tap`], [`interface`], [`netlink`], [`files`]: the sandbox's first process;
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
 //!   [`locked`]: files that are held by a lock;
@@ -23,6 +24,7 @@
 //! Everything ends together: the connection to the network process is its lease, the first process dies with the
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
 
+pub mod attached;
 pub mod captures;
 pub mod child;
 pub mod command;
@@ -31,9 +33,11 @@ pub mod desk;
 pub mod edit;
 pub mod exec;
 pub mod files;
+pub mod foreign;
 pub mod host_dns;
 pub mod host_routes;
 pub mod inside;
+pub mod interface;
 pub mod jobs;
 pub mod join;
 pub mod leases;
@@ -50,6 +54,7 @@ pub mod published;
 pub mod shared;
 pub mod slirp;
 pub mod state;
+pub mod station;
 pub mod tap;
 pub mod uplink;
 pub mod users;

@@ -7,25 +7,18 @@
 //! ```
 //!
 //! Both children start at once and in parallel; nothing is waited for but what the next step needs. Then one poll(2) loop
-//! serves signals (signalfd), the first process, the network process, the watch on the host's resolv.conf and the clients
-//! of the control socket (`sandbox::control`; what they ask is done by `sandbox::desk`).
+//! serves signals (signalfd), the first process, the command's output, and what every monitor has (`sandbox::station`): the
+//! network process, the watch on the host's resolv.conf and the clients of the control socket.
 //!
-//! A network process that dies is replaced at once by one that gets the same TAP and listeners, of which the monitor
-//! keeps duplicates (`sandbox::uplink`, also for the process of a shared network, which is nobody's child). Signals that were sent to the
-//! monitor go to the command; those that the terminal sent went to the whole process group anyway. When the command stops
+//! Signals that were sent to the monitor go to the command; those that the terminal sent went to the whole process group anyway. When the command stops
 //! (Ctrl-Z, or by itself) the monitor stops, and for no other reason.
 //!
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -34,10 +27,8 @@ use serde_json::json;
 
 use super::child::Child;
 use super::command;
-use super::control::{self, Key, Server, Watched};
-use super::desk::{Answered, Desk, Identity};
+use super::control::Key;
 use super::edit::Edited;
-use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::inside::{self, Scope, Setup};
 use super::jobs::{self, Terminal};
 use super::join::JoinError;
@@ -45,68 +36,42 @@ use super::life::{self, Due, Stopping, Wish};
 use super::logs::output::{Abandoned, Output};
 use super::mapping::{MapError, Mapping, Maps};
 use super::proto::{FromSandbox, ToSandbox};
-use super::state::{self, About, Entry};
-use super::uplink::{Source, Uplink, UplinkError};
-use crate::api::attach::{self, AttachError, FromNetwork};
+use super::station::{self, Station, StationError};
+use super::uplink::UplinkError;
+use crate::api::attach::{self, AttachError};
 use crate::api::error::{self, ApiError, Code};
-use crate::api::session::{Limits, Request};
+use crate::api::session::Request;
 use crate::api::verbs::{self, life::Stopped};
-use crate::network::config::{EndpointConfig, Listener};
-use crate::network::desired::Desired;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry;
 
 /// Exit code of a command that was killed.
 const KILLED: u8 = 128 + Signal::SIGKILL as u8;
 
-/// When the host's resolv.conf is first looked at again, and watched from then on. Making and above all closing a watch
-/// costs milliseconds, which a short command should not pay.
-const WATCH_AFTER: Duration = Duration::from_millis(500);
-
 /// Everything that was decided before the first process is started.
 #[derive(Debug)]
 pub struct Plan {
-    /// What the network process is told; `offloads` is filled in when the TAP exists.
-    pub endpoint: EndpointConfig,
+    /// What every monitor has.
+    pub station: station::Plan,
     /// What the first process does.
     pub setup: Setup,
     /// Users; see `sandbox::users`.
     pub maps: Maps,
-    /// DNS settings and hosts.
-    pub desired: Desired,
-    /// Name and id.
-    pub identity: Identity,
-    /// The sandbox's place among those that run.
-    pub entry: Entry,
-    /// The listening control socket, where it could be had.
-    pub control: Option<UnixListener>,
-    /// Published ports, bound.
-    pub listeners: Vec<(Listener, OwnedFd)>,
-    /// Where metrics are served, and the listening socket there.
-    pub metrics: Option<(SocketAddr, OwnedFd)>,
-    /// Capture file, open.
-    pub pcap: Option<OwnedFd>,
     /// The caller's terminal is shared with the command (same process group).
     pub shares_terminal: bool,
-    /// Where the network process comes from.
-    pub source: Source,
-    /// What the state file tells of it.
-    pub about: About,
     /// Where the command's output goes, if not to the caller (`tapway run --detach`).
     pub output: Option<Output>,
 }
 
-impl Plan {
-    /// The namespaces that are not the host's.
-    fn namespaces(&self) -> CloneFlags {
-        let own_pids = if self.setup.own_pids { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
-        let others = match &self.setup.scope {
-            Scope::Interface | Scope::Loopback => CloneFlags::CLONE_NEWNET | NAMESPACES,
-            Scope::Host => NAMESPACES,
-            Scope::Joined(donor) => donor.namespaces.iter().map(|&(flag, _)| flag).collect(),
-        };
-        CloneFlags::CLONE_NEWNS | own_pids | others
-    }
+/// The namespaces that are not the host's.
+fn namespaces(setup: &Setup) -> CloneFlags {
+    let own_pids = if setup.own_pids { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+    let others = match &setup.scope {
+        Scope::Interface | Scope::Loopback => CloneFlags::CLONE_NEWNET | NAMESPACES,
+        Scope::Host => NAMESPACES,
+        Scope::Joined(donor) => donor.namespaces.iter().map(|&(flag, _)| flag).collect(),
+    };
+    CloneFlags::CLONE_NEWNS | own_pids | others
 }
 
 /// What every sandbox has of its own that does not join another, beside mounts.
@@ -149,10 +114,10 @@ pub enum RunError {
     /// The first process died without a word.
     #[error("the first process of the sandbox died ({0})")]
     InitDied(String),
-    /// The network process said why.
-    #[error("the network process gave up: {0}")]
-    Network(String),
-    /// There is none, or none any more.
+    /// The network is lost.
+    #[error(transparent)]
+    Station(#[from] StationError),
+    /// There is no network process.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
     /// A connection to a child broke in an unexpected way.
@@ -189,40 +154,18 @@ fn call(what: &'static str) -> impl FnOnce(nix::Error) -> RunError {
 }
 
 struct Monitor {
-    plan: Plan,
+    station: Station,
+    setup: Setup,
+    shares_terminal: bool,
     sandbox: OwnedFd,
     init: Child,
-    /// None where the sandbox has no interface of its own.
-    network: Option<Uplink>,
-    /// Duplicate of the guest's TAP, once it exists.
-    tap: Option<Rc<OwnedFd>>,
-    pcap: Option<Rc<OwnedFd>>,
-    desk: Desk,
-    control: Option<Server>,
     /// Lines of the sandbox's files as the first process writes them.
     ours: Ours,
-    started: Instant,
-    /// From [`WATCH_AFTER`] on.
-    watcher: Option<Watcher>,
     prepared: bool,
     gone: bool,
     terminal: Terminal,
     stopping: Stopping,
     output: Option<Output>,
-}
-
-/// What has happened.
-struct Ready {
-    signals: bool,
-    sandbox: bool,
-    network: bool,
-    /// None: there is no watch to wait for.
-    watch: Option<bool>,
-    clients: Vec<(Watched, PollFlags)>,
-    /// Streams of [`Output`].
-    output: Vec<usize>,
-    /// How much of it, at all.
-    count: i32,
 }
 
 /// Lines of the sandbox's files that are ours to change.
@@ -231,9 +174,6 @@ struct Ours {
     hosts: Vec<String>,
     resolv: Vec<String>,
 }
-
-/// What the watcher looks for beside resolv.conf.
-const ALSO_WATCHED: [&str; 1] = ["hosts"];
 
 /// Runs the sandbox to its end: the command's exit code.
 pub fn run(mut plan: Plan) -> Result<u8, RunError> {
@@ -254,38 +194,22 @@ fn end_output(output: Output, result: &Result<u8, RunError>) {
 fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
     let signals = jobs::block_signals().map_err(call("block signals"))?;
     // First, so that it starts up while the kernel makes the namespaces.
-    let network = plan.source.open()?;
-    let (sandbox, init) = start_init(&plan)?;
-    plan.about.init = u32::try_from(init.pid.as_raw()).ok();
+    let network = plan.station.source.open()?;
+    let (sandbox, init) = start_init(&plan.setup)?;
+    plan.station.about.init = u32::try_from(init.pid.as_raw()).ok();
     plan.setup.start.stdio = None;
     // These take longest to start, so all else is done while they run.
-    let maps = plan.maps.clone();
+    let Plan { station, setup, maps, shares_terminal, .. } = plan;
     let mapping = Mapping::start(init.pid, &maps);
-    let terminal = Terminal::new(plan.setup.start.foreground);
-    let mut desk = Desk::new(
-        plan.identity.clone(),
-        plan.endpoint.clone(),
-        std::mem::take(&mut plan.listeners),
-        plan.desired.clone(),
-        host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))),
-    );
-    desk.network_pid = network.as_ref().map_or(0, Uplink::pid);
-    desk.membership = plan.source.membership().cloned();
-    desk.metrics = plan.metrics.take().map(|(address, socket)| (address, Rc::new(socket)));
-    let control = plan.control.take().map(|listener| Server::new(listener, &verbs::OF_SANDBOX, Limits::default()));
-    let pcap = plan.pcap.take().map(Rc::new);
+    let terminal = Terminal::new(setup.start.foreground);
+    let station = Station::new(station, network);
     let mut monitor = Monitor {
-        plan,
+        ours: Ours { hosts: station.desk.host_lines(), resolv: station.desk.resolv_lines() },
+        station,
+        setup,
+        shares_terminal,
         sandbox,
         init,
-        network,
-        tap: None,
-        pcap,
-        ours: Ours { hosts: desk.host_lines(), resolv: desk.resolv_lines() },
-        desk,
-        control,
-        started: Instant::now(),
-        watcher: None,
         prepared: false,
         gone: false,
         terminal,
@@ -294,32 +218,16 @@ fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError>
     };
     let result = monitor.begin(mapping).and_then(|()| monitor.serve(&signals));
     monitor.terminal.take();
-    // First the command and all it started, then its network. The last close of a TAP waits for the kernel (some 15 ms,
-    // as does that of the watch), so it is left to the network process, and runs while we close the rest.
-    let Monitor { sandbox, init, network, tap, pcap, plan, desk, control, watcher, stopping, started, output, .. } =
-        monitor;
+    // First the command and all it started, then its network.
+    let Monitor { sandbox, init, station, stopping, output, .. } = monitor;
     drop(sandbox);
     drop(init);
     // Nobody prints any more; and the logs are whole before the name is free.
     if let Some(output) = output {
         end_output(output, &result);
     }
-    drop(tap);
-    drop(pcap);
-    drop(desk);
-    drop(watcher);
-    if let Some(network) = network {
-        network.close();
-    }
-    // With the lease, whose address is free from here on.
-    drop(plan);
-    if let Some(mut control) = control {
-        let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
-        let reply = error::reply(&error::value(&Stopped { code }));
-        for &key in stopping.waiting() {
-            control.reply(key, reply.clone(), started.elapsed());
-        }
-    }
+    let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
+    station.close(stopping.waiting(), &error::reply(&error::value(&Stopped { code })));
     result
 }
 
@@ -337,20 +245,20 @@ fn connection() -> Result<(OwnedFd, OwnedFd), RunError> {
 }
 
 /// Clones the first process into the new namespaces.
-fn start_init(plan: &Plan) -> Result<(OwnedFd, Child), RunError> {
+fn start_init(setup: &Setup) -> Result<(OwnedFd, Child), RunError> {
     let (ours, theirs) = connection()?;
     let mut keep = vec![theirs.as_fd()];
-    keep.extend(plan.setup.start.stdio.iter().flatten().map(AsFd::as_fd));
-    if let Scope::Joined(donor) = &plan.setup.scope {
-        let created = plan.namespaces() & (CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID);
-        let init = donor.start_init(created, &keep, || inside::main(&theirs, &plan.setup))?;
+    keep.extend(setup.start.stdio.iter().flatten().map(AsFd::as_fd));
+    if let Scope::Joined(donor) = &setup.scope {
+        let created = namespaces(setup) & (CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID);
+        let init = donor.start_init(created, &keep, || inside::main(&theirs, setup))?;
         return Ok((ours, Child::new(init)));
     }
-    match spawn::clone_into(plan.namespaces()) {
+    match spawn::clone_into(namespaces(setup)) {
         Ok(Forked::Parent(pid)) => Ok((ours, Child::new(pid))),
         Ok(Forked::Child) => spawn::leave_with(|| {
             spawn::close_all_but(&keep);
-            inside::main(&theirs, &plan.setup)
+            inside::main(&theirs, setup)
         }),
         Err(source) => Err(RunError::Clone { hint: clone_hint(), source }),
     }
@@ -376,7 +284,7 @@ fn clone_hint() -> String {
 impl Monitor {
     /// Up to the first process having its maps; it makes the TAP meanwhile.
     fn begin(&mut self, mapping: Mapping<'_>) -> Result<(), RunError> {
-        let tap = if self.network.is_some() { self.handle_sandbox() } else { Ok(None) };
+        let tap = if self.station.has_network() { self.handle_sandbox() } else { Ok(None) };
         // Also after a failure: helpers are waited for.
         let mapped = mapping.finish(self.init.pid);
         tap?;
@@ -386,143 +294,63 @@ impl Monitor {
 
     fn serve(&mut self, signals: &SignalFd) -> Result<u8, RunError> {
         loop {
-            let ready = match self.wait(signals) {
+            let mut own = vec![(signals.as_fd(), PollFlags::POLLIN), (self.sandbox.as_fd(), PollFlags::POLLIN)];
+            let first = own.len();
+            let streams = self.output.as_ref().map(Output::interests).unwrap_or_default();
+            own.extend(streams.iter().map(|&(_, fd, flags)| (fd, flags)));
+            let (ready, woken) = match self.station.wait(&own, self.stopping.next_timeout()) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(source) => return Err(call("poll")(source)),
             };
-            let watched = ready.watch.unwrap_or(ready.count == 0 || self.watcher.is_none());
-            if ready.signals {
+            let streams: Vec<usize> =
+                streams.iter().zip(&ready[first..]).filter(|&(_, &ready)| ready).map(|(&(what, ..), _)| what).collect();
+            if ready[0] {
                 self.handle_signals(signals)?;
             }
             if let Some(output) = &mut self.output {
-                ready.output.iter().for_each(|&what| output.handle(what));
+                streams.iter().for_each(|&what| output.handle(what));
             }
-            if ready.sandbox
+            if ready[1]
                 && let Some(code) = self.handle_sandbox()?
             {
                 return Ok(code);
             }
-            if ready.network {
-                self.handle_network()?;
+            self.station.hear(&woken)?;
+            self.go_if_ready()?;
+            self.station.handle_clients(&woken);
+            while let Some((key, request, fds)) = self.station.next_request() {
+                if verbs::life::VERBS.contains(&request.verb.as_str()) {
+                    self.obey_life(key, request)?;
+                } else {
+                    self.station.obey(key, request, fds, self.setup.scope.network())?;
+                }
             }
-            self.handle_clients(&ready.clients)?;
-            match self.stopping.poll_due(self.started.elapsed()) {
+            match self.stopping.poll_due(self.station.now()) {
                 Some(Due::Kill) => self.tell(&ToSandbox::Signal(Signal::SIGKILL as i32))?,
                 Some(Due::End) => return Ok(KILLED),
                 None => {}
             }
-            let first = self.watcher.is_none();
-            if watched && self.is_host_changed() {
-                self.handle_host_files()?;
+            if self.station.host_changed(&woken) {
+                // A rename over the host's file takes our mount in the sandbox away.
+                self.tell(&ToSandbox::Files)?;
             }
-            self.settle()?;
-            if first && self.watcher.is_some() {
-                // Everything is under way: from here on there is little to do but wait.
-                crate::sys::memory::drop_text();
-            }
+            self.station.settle()?;
         }
-    }
-
-    /// Waits for something to happen.
-    fn wait(&self, signals: &SignalFd) -> nix::Result<Ready> {
-        let watch = self.watcher.as_ref().and_then(Watcher::fd);
-        let now = self.started.elapsed();
-        let mut wait = match (&self.watcher, watch) {
-            (Some(_), Some(_)) => None,
-            (Some(_), None) => Some(host_dns::FALLBACK),
-            (None, _) => Some(WATCH_AFTER.saturating_sub(now)),
-        };
-        let clients = self.control.as_ref().and_then(Server::next_timeout);
-        for at in [clients, self.desk.next_timeout(), self.stopping.next_timeout()].into_iter().flatten() {
-            let left = at.saturating_sub(now);
-            wait = Some(wait.map_or(left, |wait| wait.min(left)));
-        }
-        let mut fds =
-            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(self.sandbox.as_fd(), PollFlags::POLLIN)];
-        let link = self.network.as_ref().map(|Uplink { link, .. }| {
-            let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(link.fd(), PollFlags::POLLIN | output));
-            fds.len() - 1
-        });
-        let watch = watch.map(|fd| {
-            fds.push(PollFd::new(fd, PollFlags::POLLIN));
-            fds.len() - 1
-        });
-        let own = fds.len();
-        let clients = self.control.as_ref().map(Server::interests).unwrap_or_default();
-        fds.extend(clients.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
-        let served = fds.len();
-        let output = self.output.as_ref().map(Output::interests).unwrap_or_default();
-        fds.extend(output.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)));
-        let count = poll(&mut fds, wait.map_or(PollTimeout::NONE, timeout_of))?;
-        let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::empty());
-        let is_ready = |at: usize| !events(&fds[at]).is_empty();
-        let clients = clients.iter().zip(&fds[own..served]).map(|(&(what, ..), fd)| (what, events(fd)));
-        let output = output.iter().enumerate().filter(|(at, _)| is_ready(served + at)).map(|(_, &(what, ..))| what);
-        Ok(Ready {
-            signals: is_ready(0),
-            sandbox: is_ready(1),
-            network: link.is_some_and(is_ready),
-            watch: watch.map(is_ready),
-            clients: clients.filter(|(_, events)| !events.is_empty()).collect(),
-            output: output.collect(),
-            count,
-        })
-    }
-
-    /// Whatever clients did, and what they ask for.
-    fn handle_clients(&mut self, ready: &[(Watched, PollFlags)]) -> Result<(), RunError> {
-        let now = self.started.elapsed();
-        let Some(control) = &mut self.control else { return Ok(()) };
-        for &(what, events) in ready {
-            control.handle(what, events, now);
-        }
-        control.handle_timeout(now);
-        control.set_more(false);
-        self.desk.retain_subscribers(|key| control.is_there(key));
-        for taken in 1.. {
-            let Some((key, request, fds)) = self.control.as_mut().and_then(|control| control.next_request(now)) else {
-                break;
-            };
-            self.obey(key, request, fds, now)?;
-            if taken == control::REQUESTS {
-                self.control.iter_mut().for_each(|control| control.set_more(true));
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Does what a client asks, or sees to it that it is done.
-    fn obey(&mut self, key: Key, request: Request, fds: Vec<OwnedFd>, now: Duration) -> Result<(), RunError> {
-        if verbs::life::VERBS.contains(&request.verb.as_str()) {
-            return self.obey_life(key, request, now);
-        }
-        let Some(control) = &mut self.control else { return Ok(()) };
-        let Some(Uplink { link, .. }) = &mut self.network else {
-            let uptime = now;
-            control.reply(key, self.desk.obey_without_network(request, self.plan.setup.scope.network(), uptime), now);
-            return Ok(());
-        };
-        let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
-        if let Some(reply) = self.desk.obey(key, request, fds, link, now, about)? {
-            control.reply(key, reply, now);
-        }
-        Ok(())
     }
 
     /// The verbs of `sandbox::life`.
-    fn obey_life(&mut self, key: Key, Request { verb, arguments }: Request, now: Duration) -> Result<(), RunError> {
+    fn obey_life(&mut self, key: Key, Request { verb, arguments }: Request) -> Result<(), RunError> {
+        let now = self.station.now();
         let Some(wish) = life::read(&verb, arguments) else { return Ok(()) };
         let (mut reply, mut fds) = (error::reply(&Ok(json!({}))), Vec::new());
         match wish {
             Err(refused) => reply = refused.reply(),
             // A sandbox that is not complete cannot be entered; it will be in a moment.
-            Ok(Wish::Namespaces | Wish::Signal(_)) if self.plan.about.started.is_none() => {
+            Ok(Wish::Namespaces | Wish::Signal(_)) if self.station.about.started.is_none() => {
                 reply = ApiError::new(Code::Busy, format!("{verb}: the sandbox is starting; ask again")).reply();
             }
-            Ok(Wish::Namespaces) => match life::open(self.init.pid, self.plan.namespaces(), self.plan.setup.identity) {
+            Ok(Wish::Namespaces) => match life::open(self.init.pid, namespaces(&self.setup), self.setup.identity) {
                 Ok((namespaces, opened)) => {
                     reply = error::reply(&error::value(&namespaces));
                     fds = opened;
@@ -532,7 +360,7 @@ impl Monitor {
             Ok(Wish::Signal(signal)) => self.tell(&ToSandbox::Signal(signal as i32))?,
             Ok(Wish::Stop(signal, time)) => {
                 self.stopping.begin(key, time, now);
-                if self.plan.about.started.is_none() {
+                if self.station.about.started.is_none() {
                     return Err(RunError::Interrupted(signal));
                 }
                 self.tell(&ToSandbox::Signal(signal as i32))?;
@@ -545,53 +373,15 @@ impl Monitor {
                 return Ok(());
             }
         }
-        self.control
-            .iter_mut()
-            .for_each(|control| control.reply_with(key, reply.clone(), std::mem::take(&mut fds), now));
+        self.station.reply(key, reply, fds);
         Ok(())
-    }
-
-    fn answer(&mut self, answered: Vec<Answered>) {
-        let now = self.started.elapsed();
-        let Some(control) = &mut self.control else { return };
-        for Answered { key, reply } in answered {
-            match reply {
-                Some(reply) => control.reply(key, reply, now),
-                None => control.subscribe(key),
-            }
-        }
-    }
-
-    /// What is left to do at the end of a turn.
-    fn settle(&mut self) -> Result<(), RunError> {
-        let now = self.started.elapsed();
-        if let Some(Uplink { link, .. }) = &mut self.network {
-            let late = self.desk.handle_timeout(now, link)?;
-            self.desk.tell_due(link)?;
-            link.flush()?;
-            self.answer(late);
-        }
-        if std::mem::take(&mut self.desk.stale) {
-            self.write_state();
-        }
-        Ok(())
-    }
-
-    fn write_state(&self) {
-        let Identity { id, name } = self.plan.identity.clone();
-        let (ports, about) = (self.desk.ports.listeners(), self.plan.about.clone());
-        let state = state::Sandbox { id, name, pid: std::process::id(), ports, about };
-        if let Err(error) = self.plan.entry.update(&state) {
-            tracing::warn!("{}", telemetry::chain(&error));
-        }
     }
 
     fn handle_signals(&mut self, signals: &SignalFd) -> Result<(), RunError> {
         while let Ok(Some(info)) = signals.read_signal() {
             let Some(signal) = jobs::meant(&info) else { continue };
             // What the terminal sends goes to the whole process group: the command with us, unless it has its own.
-            let from_terminal =
-                jobs::is_from_terminal(&info) && self.plan.shares_terminal && !self.plan.setup.start.own_group;
+            let from_terminal = jobs::is_from_terminal(&info) && self.shares_terminal && !self.setup.start.own_group;
             match signal {
                 // Ends show on the connections, after the last words.
                 Signal::SIGCHLD => {}
@@ -629,17 +419,7 @@ impl Monitor {
         match message {
             FromSandbox::Tap { offloads } => {
                 let tap = fds.pop().ok_or(RunError::InitDied("it sent no TAP".to_owned()))?;
-                self.tap = Some(Rc::new(tap));
-                self.desk.endpoint.offloads = offloads;
-                tracing::info!(
-                    vnet_hdr = offloads.vnet_hdr,
-                    csum = offloads.csum,
-                    tso4 = offloads.tso4,
-                    tso6 = offloads.tso6,
-                    uso = offloads.uso,
-                    "the TAP's offloads"
-                );
-                self.attach()?;
+                self.station.handle_tap(tap, offloads)?;
             }
             FromSandbox::Prepared { notes } => {
                 for note in notes {
@@ -647,28 +427,26 @@ impl Monitor {
                 }
                 if let (Some(hosts), Some(resolv)) = (fds.pop(), fds.pop()) {
                     let Ours { hosts: host_lines, resolv: resolv_lines } = self.ours.clone();
-                    self.desk.handle_files(Edited::new(resolv, resolv_lines), Edited::new(hosts, host_lines));
+                    self.station.desk.handle_files(Edited::new(resolv, resolv_lines), Edited::new(hosts, host_lines));
                 }
                 self.prepared = true;
                 self.go_if_ready()?;
             }
             FromSandbox::Started => {
-                self.plan.about.started = Some(state::now());
-                // Whoever waits for the sandbox finds it running.
-                self.write_state();
+                self.station.begun();
                 if let Some(output) = &mut self.output {
-                    output.up(&self.plan.about)?;
+                    output.up(&self.station.about)?;
                 }
             }
             FromSandbox::Stopped => {
                 // With a shared terminal the shell that started us is to see a stopped job.
-                if self.plan.shares_terminal {
+                if self.shares_terminal {
                     self.terminal.take();
                     jobs::stop_self().map_err(call("stop with the command"))?;
                 }
             }
             FromSandbox::NoCommand { errno } => {
-                let program = self.plan.setup.start.command.first().map(|c| c.to_string_lossy().into_owned());
+                let program = self.setup.start.command.first().map(|c| c.to_string_lossy().into_owned());
                 let errno = Errno::from_raw(errno);
                 let (program, reason) = (program.unwrap_or_default(), command::reason(errno));
                 return Err(RunError::NoCommand { program, reason, errno });
@@ -680,78 +458,10 @@ impl Monitor {
     }
 
     fn go_if_ready(&mut self) -> Result<(), RunError> {
-        if self.prepared && self.network.as_ref().is_none_or(|network| network.ready) && !self.gone {
+        if self.prepared && self.station.is_ready() && !self.gone {
             self.gone = true;
             self.tell(&ToSandbox::Go)?;
         }
         Ok(())
     }
-
-    /// Tells the network process everything, with duplicates of every descriptor.
-    fn attach(&mut self) -> Result<(), RunError> {
-        let (Some(tap), Some(Uplink { link, .. })) = (&self.tap, &mut self.network) else { return Ok(()) };
-        self.desk.attach(link, tap, self.pcap.as_ref())?;
-        let control = self.control.as_ref();
-        Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
-    }
-
-    /// Everything that the network process has said.
-    fn handle_network(&mut self) -> Result<(), RunError> {
-        while let Some(network) = &mut self.network {
-            match network.link.hear() {
-                Ok(None) => return Ok(()),
-                Ok(Some(FromNetwork::Ready)) => {
-                    network.ready = true;
-                    self.go_if_ready()?;
-                }
-                Ok(Some(FromNetwork::Failed { desc })) => return Err(RunError::Network(desc)),
-                Ok(Some(word)) => {
-                    let answered = self.desk.handle_word(word, &mut network.link)?;
-                    self.answer(answered);
-                }
-                Err(AttachError::Closed) => return self.replace_network(),
-                Err(error) => {
-                    tracing::warn!("the network process talks nonsense and is replaced: {}", telemetry::chain(&error));
-                    return self.replace_network();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The connection is gone: attaches to another process.
-    fn replace_network(&mut self) -> Result<(), RunError> {
-        let Some(network) = &mut self.network else { return Ok(()) };
-        network.replace(&self.plan.source)?;
-        self.desk.network_pid = network.pid();
-        // Its successor is told all that holds; what was being asked is over.
-        let answered = self.desk.handle_lost();
-        self.answer(answered);
-        self.attach()
-    }
-
-    /// True if the host's files may have changed; begins to watch them if nobody does yet.
-    fn is_host_changed(&mut self) -> bool {
-        match &mut self.watcher {
-            Some(watcher) => watcher.changed(&ALSO_WATCHED),
-            None if self.started.elapsed() < WATCH_AFTER => false,
-            None => {
-                self.watcher = Some(Watcher::new(Path::new(RESOLV_CONF), &ALSO_WATCHED));
-                true
-            }
-        }
-    }
-
-    /// The host's resolv.conf or hosts changed, or the way to it.
-    fn handle_host_files(&mut self) -> Result<(), RunError> {
-        // A rename over the host's file takes our mount in the sandbox away.
-        self.tell(&ToSandbox::Files)?;
-        self.desk.handle_host_servers(host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))));
-        Ok(())
-    }
-}
-
-/// As poll(2) takes it: milliseconds, rounded up.
-fn timeout_of(time: Duration) -> PollTimeout {
-    PollTimeout::try_from(time + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
 }

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -78,6 +78,8 @@ pub struct Interface<'a> {
     pub v6: Option<PlanV6>,
     /// There is no way out, and so no default route.
     pub internal: bool,
+    /// A default route that is there stays.
+    pub keep_routes: bool,
 }
 
 /// Brings up lo alone.
@@ -87,8 +89,8 @@ pub fn bring_up_loopback() -> Result<(), NetlinkError> {
     batch.run()
 }
 
-/// Brings up lo and `interface`, with addresses and default routes.
-pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
+/// Brings up lo and `interface`, with addresses and default routes. Returns what was left as it is.
+pub fn configure(interface: &Interface<'_>) -> Result<Vec<String>, NetlinkError> {
     let mut batch = Batch::default();
     let (name, index) = (interface.name, interface.index);
     batch.set_link("bring up lo", LOOPBACK, true, vec![]);
@@ -103,10 +105,15 @@ pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
         ],
     );
     batch.set_link(format!("bring up {name}"), index, true, vec![]);
+    let mut routes = Vec::new();
     let mut both = |address: IpAddr, prefix_len: u8, gateway: IpAddr| {
         batch.add_address(format!("give {name} the address {address}/{prefix_len}"), index, address, prefix_len);
         if !interface.internal {
-            batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+            if interface.keep_routes {
+                routes.push(gateway);
+            } else {
+                batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+            }
         }
     };
     if let Some(plan) = interface.v4 {
@@ -115,13 +122,32 @@ pub fn configure(interface: &Interface<'_>) -> Result<(), NetlinkError> {
     if let Some(plan) = interface.v6 {
         both(IpAddr::V6(plan.guest), plan.subnet.prefix_len(), IpAddr::V6(plan.gateway_link_local));
     }
-    batch.run()
+    batch.run()?;
+    let mut notes = Vec::new();
+    for gateway in routes {
+        let mut batch = Batch { keep: true, ..Batch::default() };
+        batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+        match batch.run() {
+            Err(NetlinkError::Refused { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                let family = if gateway.is_ipv6() { "IPv6" } else { "IPv4" };
+                notes.push(format!("the namespace has a default route of {family} already, which stays"));
+            }
+            result => result?,
+        }
+    }
+    Ok(notes)
 }
 
 /// Makes `address`, which is one of the loopback network, lead to `gateway` by interface `index`. The route has its place in
 /// the local table, where the loopback network's own is: the longer one counts. The interface must have `route_localnet`.
-pub fn route_loopback_address(address: Ipv4Addr, gateway: Ipv4Addr, index: u32) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
+/// `keep`: a route that is there is not replaced, but an error.
+pub fn route_loopback_address(
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+    index: u32,
+    keep: bool,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch { keep, ..Batch::default() };
     let mut message = RouteMessage::default();
     message.header.address_family = AddressFamily::Inet;
     message.header.destination_prefix_length = 32;
@@ -136,7 +162,7 @@ pub fn route_loopback_address(address: Ipv4Addr, gateway: Ipv4Addr, index: u32) 
     ];
     batch.push(
         format!("set a route to {address} via {gateway}"),
-        NLM_F_CREATE | NLM_F_REPLACE,
+        batch.create(),
         RouteNetlinkMessage::NewRoute(message),
     );
     batch.run()
@@ -156,9 +182,15 @@ pub fn move_link(index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()
 pub(super) struct Batch {
     bytes: Vec<u8>,
     what: Vec<String>,
+    /// What exists is not replaced.
+    keep: bool,
 }
 
 impl Batch {
+    fn create(&self) -> u16 {
+        NLM_F_CREATE | if self.keep { NLM_F_EXCL } else { NLM_F_REPLACE }
+    }
+
     fn push(&mut self, what: impl Into<String>, flags: u16, message: RouteNetlinkMessage) {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -215,7 +247,7 @@ impl Batch {
             IpAddr::V6(v6) => RouteAddress::Inet6(v6),
         };
         message.attributes = vec![RouteAttribute::Gateway(gateway_address), RouteAttribute::Oif(index)];
-        self.push(what, NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewRoute(message));
+        self.push(what, self.create(), RouteNetlinkMessage::NewRoute(message));
     }
 
     /// Sends everything and waits for the answers.

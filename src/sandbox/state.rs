@@ -50,7 +50,7 @@ pub struct About {
     pub created: Option<u64>,
     /// When the command was started.
     pub started: Option<u64>,
-    /// Process id of its first process.
+    /// Process id of its first process, or of that which was attached.
     pub init: Option<u32>,
     /// Program and arguments.
     pub command: Vec<String>,
@@ -60,11 +60,22 @@ pub struct About {
     pub network_mode: String,
     /// What it is attached to.
     pub networks: Vec<Attachment>,
-    /// `tapway run --detach`: there are logs.
+    /// `--detach`: there are logs.
     pub detached: bool,
+    /// `tapway attach`: the process or file by which the namespace was named that somebody else made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attached: Option<String>,
 }
 
 impl About {
+    /// What runs there, in a word: the command, or what was attached.
+    pub fn shown_command(&self) -> String {
+        match &self.attached {
+            Some(target) => format!("attached {target}"),
+            None => self.command.join(" "),
+        }
+    }
+
     /// True if the command was started, as far as the file can tell: those of an older tapway say nothing of it.
     pub fn is_started(&self) -> bool {
         self.started.is_some() || self.created.is_none()

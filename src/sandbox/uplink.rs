@@ -30,7 +30,7 @@ use crate::sys::spawn::{self, Forked};
 pub const MAX_DEATHS: usize = 3;
 /// … within this time is not started again.
 pub const DEATHS_WITHIN: Duration = Duration::from_secs(10);
-/// How long an own network process may take to leave at the end: it writes out its capture file.
+/// How long the network process may take to let go at the end: an own one writes out its capture file.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
 
 /// Where the network process comes from.
@@ -150,12 +150,19 @@ impl Uplink {
         Ok(())
     }
 
-    /// Lets go of the process: the connection is the lease. One of our own is given time to leave.
+    /// Lets go of the process: the connection is the lease. One of our own is given time to leave, that of a shared network
+    /// time to close what was this endpoint's: ports and addresses are free then.
     pub fn close(self) {
         let Self { link, child, .. } = self;
-        drop(link);
-        if let Some(child) = child {
-            child.leave(LEAVE_TIME);
+        match child {
+            Some(child) => {
+                drop(link);
+                child.leave(LEAVE_TIME);
+            }
+            None if !link.leave(LEAVE_TIME) => {
+                tracing::warn!("the network's process does not answer; ports may be taken for a while");
+            }
+            None => {}
         }
     }
 }

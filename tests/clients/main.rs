@@ -40,6 +40,7 @@ macro_rules! scenarios {
     };
 }
 
+mod attach;
 mod bridge;
 mod build;
 mod docker;

@@ -6,12 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 /// What a Debian 12 machine needs for this test binary; `.ci/run` installs the same list.
-const PACKAGES: &str = "busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping jq mtr-tiny netcat-openbsd nginx-light \
+const PACKAGES: &str = "bubblewrap busybox curl dnsmasq-base dnsutils git iperf3 iproute2 iputils-ping jq mtr-tiny netcat-openbsd nginx-light \
                         procps python3 python3-prometheus-client redis-server redis-tools tcpdump traceroute tshark udhcpc util-linux wrk";
 
 #[path = "../spaces/mod.rs"]
 mod spaces;
 
+mod attach;
 mod capture;
 mod control;
 mod dhcp;

@@ -2,7 +2,7 @@
 //!
 //! 1. Descriptors: those that the command line names are taken, all others above 2 closed. What a caller leaked into us
 //!    could keep something of its own from ending.
-//! 2. The link: a child joins the namespace and comes back with a TAP (`sandbox::slirp::join`), or a descriptor was
+//! 2. The link: a child joins the namespace and comes back with a TAP (`sandbox::foreign::join`), or a descriptor was
 //!    passed, or a peer is waited for (BESS).
 //! 3. The banner; the API socket is made, so that it exists at the ready byte.
 //! 4. Confinement (`confine::standalone`).
@@ -16,7 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::Ipv6Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -35,11 +35,11 @@ use crate::network::plan::MIN_MTU_V4;
 use crate::runtime::control::HostDns;
 use crate::runtime::engine::End;
 use crate::runtime::{self, Attached};
+use crate::sandbox::foreign::join::{self, Configure, Request};
+use crate::sandbox::foreign::target::Watched;
 use crate::sandbox::host_dns::{self, Polled, RESOLV_CONF};
 use crate::sandbox::slirp::bess;
-use crate::sandbox::slirp::join::{self, Configure, Request};
 use crate::sandbox::slirp::options::{Options, Target};
-use crate::sandbox::slirp::target::Watched;
 use crate::sandbox::tap;
 use crate::{sys, telemetry};
 
@@ -143,16 +143,20 @@ fn link(options: &Options, passed: Option<OwnedFd>) -> Result<Link, Failure> {
             return Ok(Link { tap, offloads: Offloads::default(), userns: None });
         }
     };
-    let configure = options.configure.then_some(Configure { plan: options.plan, mtu: options.mtu, mac: options.mac });
+    let configure =
+        options.configure.then_some(Configure::Slirp { plan: options.plan, mtu: options.mtu, mac: options.mac });
     let request = Request {
         netns,
         userns: options.userns_path.as_deref(),
         process_userns,
         name: &options.tap_name,
+        fresh: false,
         configure,
         see_end: options.exit_fd.is_none() && !dies_with_parent(),
     };
     let joined = join::join(&request).map_err(|error| failed(&error))?;
+    telemetry::say(&format!("sent tapfd={} for {}", joined.sent, joined.name));
+    telemetry::say(&format!("received tapfd={}", joined.tap.as_raw_fd()));
     Ok(Link { tap: joined.tap, offloads: joined.offloads, userns: joined.userns })
 }
 
@@ -163,7 +167,11 @@ fn dies_with_parent() -> bool {
 
 fn serve(options: Options) -> Result<ExitCode, Failure> {
     let Named { exit, ready, tap } = take_descriptors(&options)?;
-    let target = Watched::new(&options.target);
+    let target = match &options.target {
+        Target::Pid(pid) => Watched::process(*pid),
+        Target::Path(path) => Watched::file(path),
+        Target::TapFd(_) | Target::Bess(_) => Watched::Unknown,
+    };
     let Link { tap, offloads, userns } = link(&options, tap)?;
     print(&banner(&options));
 

@@ -1,9 +1,7 @@
 //! slirp4netns mode: what tapway does for a caller that knows slirp4netns and spawns one.
 //!
-//! One process plays both roles, monitor and network process, for a namespace that somebody else made. Here is what it
-//! takes to get at that namespace; the order of things is in `cli::slirp4netns::process`.
+//! One process plays both roles, monitor and network process, for a namespace that somebody else made (`sandbox::foreign`
+//! gets at it). Here is what only that program has; the order of things is in `cli::slirp4netns::process`.
 
 pub mod bess;
-pub mod join;
 pub mod options;
-pub mod target;

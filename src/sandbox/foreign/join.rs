@@ -18,7 +18,8 @@
 //!
 //! A name that is busy is tried again for [`BUSY_TIME`]: after a restart the predecessor may not have closed its TAP yet.
 //!
-//! Messages have slirp4netns's form, since that is what the callers' users search for.
+//! [`Refusal`]s are written in slirp4netns's form, since that is what its callers' users search for; `tapway attach` has words
+//! of its own for them (`sandbox::attached`).
 
 use std::fs::OpenOptions;
 use std::net::IpAddr;
@@ -36,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::attach::{self, AttachError};
 use crate::network::config::{Mac, Offloads, PlanV4};
+use crate::sandbox::interface::{self, Interface};
 use crate::sandbox::netlink::{Attribute, Batch, LOOPBACK, NetlinkError, move_link};
 use crate::sandbox::tap::{self, TapError};
 use crate::sys::spawn::{self, Forked};
@@ -57,21 +59,28 @@ pub struct Request<'a> {
     pub process_userns: Option<PathBuf>,
     /// Name of the interface; empty or with `%d`, the kernel numbers it.
     pub name: &'a str,
+    /// An interface of that name must not be there; else it is used.
+    pub fresh: bool,
     /// What to configure; None leaves everything as it is.
-    pub configure: Option<Configure>,
+    pub configure: Option<Configure<'a>>,
     /// The end of the namespace must be seen by the TAP.
     pub see_end: bool,
 }
 
-/// What `--configure` sets.
+/// What is configured, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Configure {
-    /// Address, prefix and route.
-    pub plan: PlanV4,
-    /// MTU, bytes.
-    pub mtu: u16,
-    /// A MAC of the caller's choice.
-    pub mac: Option<Mac>,
+pub enum Configure<'a> {
+    /// As slirp4netns's `--configure` does.
+    Slirp {
+        /// Address, prefix and route.
+        plan: PlanV4,
+        /// MTU, bytes.
+        mtu: u16,
+        /// A MAC of the caller's choice.
+        mac: Option<Mac>,
+    },
+    /// As a member of a network of ours.
+    Member(&'a Interface),
 }
 
 /// What the child brought back.
@@ -85,6 +94,10 @@ pub struct Joined {
     pub name: String,
     /// The user namespace that was joined, if one was.
     pub userns: Option<OwnedFd>,
+    /// What is not as it was to be.
+    pub notes: Vec<String>,
+    /// Number of the TAP in the child, as slirp4netns tells it.
+    pub sent: i32,
 }
 
 /// The child's last words.
@@ -93,12 +106,17 @@ struct Report {
     offloads: Offloads,
     name: String,
     joined_userns: bool,
+    notes: Vec<String>,
+    sent: i32,
 }
 
 /// Why there is no TAP.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// It has said why on stderr.
+    /// It has said why; in slirp4netns's form.
+    #[error("{0}\nchild failed(1)")]
+    Refused(Refusal),
+    /// It died.
     #[error("child failed({0})")]
     Child(i32),
     /// fork(2) or its like.
@@ -115,23 +133,61 @@ pub enum JoinError {
     Connection(#[from] AttachError),
 }
 
-/// Why the child gave up; the text is what the user sees.
-#[derive(Debug, thiserror::Error)]
-enum ChildError {
-    #[error("{what}: {}", telemetry::strerror(*errno))]
-    Named { what: String, errno: Errno },
-    #[error("open(\"/dev/net/tun\"): {}{}", telemetry::strerror(*errno), remedy(*errno))]
-    Device { errno: Errno },
-    #[error("ioctl(TUNSETIFF): {}", telemetry::strerror(*errno))]
-    Interface { errno: Errno },
-    #[error(transparent)]
-    Tap(TapError),
-    #[error("cannot {what}: {}", telemetry::strerror(*errno))]
-    Configure { what: String, errno: Errno },
-    #[error(transparent)]
-    Netlink(NetlinkError),
-    #[error(transparent)]
-    Connection(#[from] AttachError),
+/// Why the child gave up; numbers are errnos.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// A namespace's file cannot be opened.
+    #[error("{path}: {}", said(*errno))]
+    Open {
+        /// Which.
+        path: String,
+        /// Why.
+        errno: i32,
+    },
+    /// The network namespace cannot be entered.
+    #[error("setns(CLONE_NEWNET): {}", said(*errno))]
+    Enter {
+        /// Why.
+        errno: i32,
+    },
+    /// /dev/net/tun.
+    #[error("open(\"/dev/net/tun\"): {}{}", said(*errno), remedy(Errno::from_raw(*errno)))]
+    Device {
+        /// Why.
+        errno: i32,
+    },
+    /// The interface cannot be made or attached to.
+    #[error("ioctl(TUNSETIFF): {}", said(*errno))]
+    Interface {
+        /// Why.
+        errno: i32,
+    },
+    /// There is one of that name.
+    #[error("the interface exists")]
+    Exists,
+    /// Something that was asked of the kernel.
+    #[error("cannot {what}: {}", said(*errno))]
+    Configure {
+        /// What.
+        what: String,
+        /// Why.
+        errno: i32,
+    },
+    /// Another call.
+    #[error("{what}: {}", said(*errno))]
+    Call {
+        /// Which.
+        what: String,
+        /// Why.
+        errno: i32,
+    },
+    /// Something else, in words.
+    #[error("{0}")]
+    Other(String),
+}
+
+fn said(errno: i32) -> String {
+    telemetry::strerror(Errno::from_raw(errno)).to_string()
 }
 
 fn remedy(errno: Errno) -> &'static str {
@@ -146,39 +202,42 @@ fn number(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-impl From<NetlinkError> for ChildError {
+impl From<NetlinkError> for Refusal {
     fn from(error: NetlinkError) -> Self {
         match error {
-            NetlinkError::Refused { what, source } => Self::Configure { what, errno: number(&source) },
-            other => Self::Netlink(other),
+            NetlinkError::Refused { what, source } => Self::Configure { what, errno: number(&source) as i32 },
+            other => Self::Other(telemetry::chain(&other)),
         }
     }
 }
 
-fn named(what: impl Into<String>) -> impl FnOnce(Errno) -> ChildError {
-    move |errno| ChildError::Named { what: what.into(), errno }
+fn call(what: impl Into<String>) -> impl FnOnce(Errno) -> Refusal {
+    move |errno| Refusal::Call { what: what.into(), errno: errno as i32 }
 }
 
 /// Sends a child into the namespace for a TAP. The process must have one thread.
 pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
-    let call = |what| move |source| JoinError::Call { what, source };
+    let failed = |what| move |source| JoinError::Call { what, source };
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(call("make a socket pair"))?;
-    let child = match spawn::fork().map_err(call("fork"))? {
+        .map_err(failed("make a socket pair"))?;
+    let child = match spawn::fork().map_err(failed("fork"))? {
         Forked::Child => spawn::leave_with(|| {
             drop(ours);
-            match work(request, theirs.as_fd()) {
-                Ok(()) => 0,
-                Err(error) => {
-                    telemetry::say(&telemetry::chain(&error));
-                    1
+            let sent = match work(request) {
+                Ok((report, tap, userns)) => {
+                    let report = Report { sent: tap.as_raw_fd(), ..report };
+                    let mut fds: Vec<RawFd> = vec![tap.as_raw_fd()];
+                    fds.extend(userns.as_ref().map(AsRawFd::as_raw_fd));
+                    attach::send(&theirs, &Ok::<_, Refusal>(report), &fds)
                 }
-            }
+                Err(refusal) => attach::send(&theirs, &Err::<Report, _>(refusal), &[]),
+            };
+            u8::from(sent.is_err())
         }),
         Forked::Parent(pid) => pid,
     };
     drop(theirs);
-    let report = attach::recv::<Report>(&ours);
+    let report = attach::recv::<Result<Report, Refusal>>(&ours);
     let code = loop {
         match waitpid(child, None) {
             Ok(WaitStatus::Exited(_, code)) => break code,
@@ -191,40 +250,42 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
         return Err(JoinError::Child(code));
     }
     let (report, fds) = report?;
+    let report = report.map_err(JoinError::Refused)?;
     let mut fds = fds.into_iter();
     let tap = fds.next().ok_or(AttachError::Closed)?;
-    telemetry::say(&format!("received tapfd={}", tap.as_raw_fd()));
     Ok(Joined {
         tap,
         offloads: report.offloads,
         name: report.name,
         userns: fds.next().filter(|_| report.joined_userns),
+        notes: report.notes,
+        sent: report.sent,
     })
 }
 
 /// Body of the child.
-fn work(request: &Request<'_>, conn: BorrowedFd<'_>) -> Result<(), ChildError> {
+fn work(request: &Request<'_>) -> Result<(Report, OwnedFd, Option<OwnedFd>), Refusal> {
     let netns = open_namespace(&request.netns)?;
     let userns = enter(request, &netns)?;
     let (tap, offloads) = interface(request, netns.as_fd())?;
     let name = sys::tap::identity(tap.as_fd()).map_or_else(|_| request.name.to_owned(), |(name, _)| name);
-    if let Some(configure) = &request.configure {
+    let notes = match &request.configure {
         // By the name that was asked for: one that the kernel chose is not known to who asked, and that program refuses.
-        set_up(request.name, configure)?;
-    }
-    telemetry::say(&format!("sent tapfd={} for {name}", tap.as_raw_fd()));
-    let report = Report { offloads, name, joined_userns: userns.is_some() };
-    let mut fds: Vec<RawFd> = vec![tap.as_raw_fd()];
-    fds.extend(userns.as_ref().map(AsRawFd::as_raw_fd));
-    Ok(attach::send(conn, &report, &fds)?)
+        Some(Configure::Slirp { plan, mtu, mac }) => set_up(request.name, *plan, *mtu, *mac).map(|()| Vec::new())?,
+        Some(Configure::Member(interface)) => interface::configure(interface)?.notes,
+        None => Vec::new(),
+    };
+    let report = Report { offloads, name, joined_userns: userns.is_some(), notes, sent: -1 };
+    Ok((report, tap, userns))
 }
 
-fn open_namespace(path: &Path) -> Result<OwnedFd, ChildError> {
-    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(named(path.display().to_string()))
+fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| Refusal::Open { path: path.display().to_string(), errno: errno as i32 })
 }
 
 /// Joins both namespaces; the user namespace that it took, if it was not ours before.
-fn enter(request: &Request<'_>, netns: &OwnedFd) -> Result<Option<OwnedFd>, ChildError> {
+fn enter(request: &Request<'_>, netns: &OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
     let candidates = [
         request.userns.map(open_namespace).transpose()?,
         sys::namespace::owner(netns.as_fd()).ok(),
@@ -238,27 +299,27 @@ fn enter(request: &Request<'_>, netns: &OwnedFd) -> Result<Option<OwnedFd>, Chil
             Err(errno) => last = errno,
         }
     }
-    Err(named("setns(CLONE_NEWNET)")(last))
+    Err(Refusal::Enter { errno: last as i32 })
 }
 
 /// Attaches to the interface, or makes it; we are in the target namespace before and after.
-fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), ChildError> {
+fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), Refusal> {
     // Opened once for nothing, to tell a device that is not to be had from a name that is not.
     OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/net/tun")
-        .map_err(|error| ChildError::Device { errno: number(&error) })?;
+        .map_err(|error| Refusal::Device { errno: number(&error) as i32 })?;
     let give_up = Instant::now() + BUSY_TIME;
     loop {
         let exists = nix::net::if_::if_nametoindex(request.name).is_ok();
+        if exists && request.fresh {
+            return Err(Refusal::Exists);
+        }
         // What is moved under a pattern is named by it twice, and then not as a TAP that is made here.
         let pattern = request.name.is_empty() || request.name.contains('%');
-        let made = if request.see_end && !exists && !pattern {
-            made_outside(request.name, netns)
-        } else {
-            made_here(request.name)
-        };
+        let made =
+            if request.see_end && !exists && !pattern { made_outside(request, netns) } else { made_here(request.name) };
         match made {
             Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(BUSY_PAUSE),
             made => return made,
@@ -266,45 +327,47 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
     }
 }
 
-fn is_busy(error: &ChildError) -> bool {
+fn is_busy(error: &Refusal) -> bool {
     match error {
-        ChildError::Interface { errno } => *errno == Errno::EBUSY,
-        ChildError::Configure { errno, .. } => *errno == Errno::EEXIST,
+        Refusal::Interface { errno } => *errno == Errno::EBUSY as i32,
+        Refusal::Configure { errno, .. } => *errno == Errno::EEXIST as i32,
         _ => false,
     }
 }
 
-fn made_here(name: &str) -> Result<(OwnedFd, Offloads), ChildError> {
+fn made_here(name: &str) -> Result<(OwnedFd, Offloads), Refusal> {
     tap::create(name).map_err(|error| match error {
-        TapError::Create { source, .. } => ChildError::Interface { errno: number(&source) },
-        other @ TapError::Set { .. } => ChildError::Tap(other),
+        TapError::Create { source, .. } => Refusal::Interface { errno: number(&source) as i32 },
+        other @ TapError::Set { .. } => Refusal::Other(telemetry::chain(&other)),
     })
 }
 
 /// Makes it in a namespace that nobody else is in, which only the descriptor holds from then on, and moves it.
-fn made_outside(name: &str, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), ChildError> {
-    if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+fn made_outside(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), Refusal> {
+    let name = request.name;
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => {}
+        Err(errno) if request.fresh => return Err(call("unshare(CLONE_NEWNET)")(errno)),
         // No namespaces left, or not allowed: then without seeing the end.
-        return made_here(name);
+        Err(_) => return made_here(name),
     }
     let made = made_here(name).and_then(|(tap, offloads)| {
-        let own = sys::tap::identity(tap.as_fd()).map_err(named("ioctl(TUNGETIFF)"))?.0;
-        let index = nix::net::if_::if_nametoindex(own.as_str()).map_err(named("if_nametoindex"))?;
+        let own = sys::tap::identity(tap.as_fd()).map_err(call("ioctl(TUNGETIFF)"))?.0;
+        let index = nix::net::if_::if_nametoindex(own.as_str()).map_err(call("if_nametoindex"))?;
         move_link(index, netns, name)?;
         Ok((tap, offloads))
     });
-    setns(netns, CloneFlags::CLONE_NEWNET).map_err(named("setns(CLONE_NEWNET)"))?;
+    setns(netns, CloneFlags::CLONE_NEWNET).map_err(call("setns(CLONE_NEWNET)"))?;
     made
 }
 
 /// lo and the interface up, MTU, MAC, address and default route: in that order, with that program's words for a failure.
-fn set_up(name: &str, configure: &Configure) -> Result<(), ChildError> {
-    let index = nix::net::if_::if_nametoindex(name).map_err(named("cannot set device up"))?;
-    let plan = configure.plan;
+fn set_up(name: &str, plan: PlanV4, mtu: u16, mac: Option<Mac>) -> Result<(), Refusal> {
+    let index = nix::net::if_::if_nametoindex(name).map_err(call("cannot set device up"))?;
     let mut batch = Batch::default();
     batch.set_link("set device up", LOOPBACK, true, vec![]);
-    batch.set_link("set MTU", index, false, vec![Attribute::Mtu(u32::from(configure.mtu))]);
-    if let Some(mac) = configure.mac {
+    batch.set_link("set MTU", index, false, vec![Attribute::Mtu(u32::from(mtu))]);
+    if let Some(mac) = mac {
         batch.set_link("set MAC address", index, false, vec![Attribute::Address(mac.0.to_vec())]);
     }
     batch.set_link("set device up", index, true, vec![]);

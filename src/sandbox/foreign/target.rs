@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::options::Target;
 use crate::sys;
 
 /// What names the namespace from outside.
@@ -22,18 +21,17 @@ pub enum Watched {
 }
 
 impl Watched {
-    /// Remembers the target, before anything of it can be gone.
-    pub fn new(target: &Target) -> Self {
-        let process = |pid| sys::fd::process(pid).ok().map(Self::Process);
-        let known = match target {
-            Target::Pid(pid) => process(*pid),
-            Target::Path(path) => match process_of(path) {
-                Some(pid) => process(pid),
-                None => identity(path).map(|file| Self::File(path.clone(), file)),
-            },
-            Target::TapFd(_) | Target::Bess(_) => None,
-        };
-        known.unwrap_or(Self::Unknown)
+    /// Remembers a process, before it can be gone.
+    pub fn process(pid: i32) -> Self {
+        sys::fd::process(pid).map_or(Self::Unknown, Self::Process)
+    }
+
+    /// Remembers a file: that of a process stands for the process.
+    pub fn file(path: &Path) -> Self {
+        match process_of(path) {
+            Some(pid) => Self::process(pid),
+            None => identity(path).map_or(Self::Unknown, |file| Self::File(path.to_owned(), file)),
+        }
     }
 
     /// True if what named the namespace is gone, too.
@@ -73,7 +71,7 @@ mod tests {
     #[test]
     fn a_process_and_a_file_end() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let watched = Watched::new(&Target::Pid(i32::try_from(child.id()).unwrap()));
+        let watched = Watched::process(i32::try_from(child.id()).unwrap());
         assert!(!watched.is_gone());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -81,10 +79,10 @@ mod tests {
 
         let path = std::env::temp_dir().join(format!("tapway-target-{}", std::process::id()));
         std::fs::write(&path, "").unwrap();
-        let watched = Watched::new(&Target::Path(path.clone()));
+        let watched = Watched::file(&path);
         assert!(!watched.is_gone());
         std::fs::remove_file(&path).unwrap();
         assert!(watched.is_gone());
-        assert!(!Watched::new(&Target::TapFd(0)).is_gone());
+        assert!(!Watched::Unknown.is_gone());
     }
 }
