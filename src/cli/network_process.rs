@@ -37,6 +37,8 @@ pub fn main(args: &NetworkProcessArgs) -> Result<u8, Failure> {
         Forked::Parent(_) => Ok(0),
         Forked::Child => spawn::leave_with(|| {
             let _ = setsid();
+            // It was executed by way of /proc/self/exe, whose last part would be its name.
+            let _ = nix::sys::prctl::set_name(c"tapway");
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
             let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
             if let Ok(null) = null {
