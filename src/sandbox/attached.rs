@@ -262,7 +262,8 @@ impl Attached {
                     let (interface, target) = (self.interface.clone(), self.target.clone());
                     return Err(AttachedError::Deleted { interface, target });
                 }
-                heard => heard?,
+                // Nobody of ours is inside, who could end the connections that a dead one had.
+                heard => drop(heard?),
             }
             if self.station.is_ready()
                 && let Some(up) = up.take()

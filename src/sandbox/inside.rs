@@ -28,6 +28,7 @@ use super::interface::{self, Interface};
 use super::join::Donor;
 use super::netlink::{self, NetlinkError};
 use super::proto::{FromSandbox, ToSandbox};
+use super::resets::{self, Spared};
 use super::tap::{self, TapError};
 use super::users::Identity;
 use crate::api::attach::{self, AttachError};
@@ -253,7 +254,8 @@ fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideE
     };
     attach::send(conn, &FromSandbox::Started, &[])?;
     crate::sys::memory::drop_text();
-    let code = stand_by(conn, &signals, command, setup.start.own_group, files);
+    let spared = Spared { v4: setup.v4, v6: setup.v6 };
+    let code = stand_by(conn, &signals, command, setup.start.own_group, files, spared);
     if !setup.own_pids {
         kill_children();
     }
@@ -269,6 +271,7 @@ fn stand_by(
     command: Pid,
     own_group: bool,
     files: &Files,
+    spared: Spared,
 ) -> Result<u8, InsideError> {
     loop {
         let mut fds = [readable(conn.as_fd()), readable(signals.as_fd())];
@@ -296,6 +299,10 @@ fn stand_by(
                 ToSandbox::Foreground => {
                     let _ = tcsetpgrp(std::io::stdin(), command);
                 }
+                ToSandbox::Broken => match resets::end_connections(spared) {
+                    Ok(ended) => tracing::info!(ended, "connections of a network process that died"),
+                    Err(error) => tracing::warn!("connections of the network process that died are left open: {error}"),
+                },
                 ToSandbox::Files => {
                     if let Err(error) = files.put_back() {
                         tracing::warn!("the sandbox's files: {}", telemetry::chain(&error));

@@ -11,7 +11,8 @@
 //!
 //! - [`monitor`]: the event loop and the order of things of a sandbox that we make; [`attached`]: the same for a namespace that
 //!   somebody else made, which [`foreign`] gets into; [`station`]: what both have;
-//! - [`inside`], [`tap`], [`interface`], [`netlink`], [`files`]: the sandbox's first process;
+//! - [`inside`], [`tap`], [`interface`], [`netlink`], [`files`]: the sandbox's first process; [`resets`]: what it ends when
+//!   a network process has died;
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
 //! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
 //!   [`locked`]: files that are held by a lock;
@@ -51,6 +52,7 @@ pub mod netlink;
 pub mod networks;
 pub mod proto;
 pub mod published;
+pub mod resets;
 pub mod shared;
 pub mod slirp;
 pub mod state;

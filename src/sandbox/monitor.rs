@@ -316,7 +316,9 @@ impl Monitor {
             {
                 return Ok(code);
             }
-            self.station.hear(&woken)?;
+            if self.station.hear(&woken)? {
+                self.tell(&ToSandbox::Broken)?;
+            }
             self.go_if_ready()?;
             self.station.handle_clients(&woken);
             while let Some((key, request, fds)) = self.station.next_request() {

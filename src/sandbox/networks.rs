@@ -153,7 +153,8 @@ impl Store {
     /// The network of this id, name, or beginning of an id, in this order.
     pub fn find(&self, typed: &str) -> Result<Network, StoreError> {
         // Those that are there by themselves can be had whatever has become of the files.
-        let own = Network::predefined(self.user).into_iter().find(|network| network.name == typed || network.id == typed);
+        let own =
+            Network::predefined(self.user).into_iter().find(|network| network.name == typed || network.id == typed);
         if let Some(network) = own {
             return Ok(network);
         }

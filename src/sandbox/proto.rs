@@ -10,6 +10,7 @@
 //!   Prepared {notes} + [2]   ──►             namespaces are complete; /etc/resolv.conf and /etc/hosts, to be edited
 //!                            ◄──   Go        the network is ready: start the command
 //!                            ◄──   Signal    (at any time) for the command
+//!                            ◄──   Broken    (at any time) the network process died: end the connections that it had
 //!                            ◄──   Files     (at any time) look whether /etc/resolv.conf and /etc/hosts are still ours
 //!   Started                  ──►             the command runs
 //!   Stopped                  ──►             the command was stopped
@@ -68,6 +69,8 @@ pub enum ToSandbox {
     Signal(i32),
     /// The terminal is ours again: give it to the command.
     Foreground,
+    /// A network process died: connections that it terminated are over.
+    Broken,
     /// The host's /etc changed: put back our files where they were lost.
     Files,
 }

@@ -225,8 +225,8 @@ impl Station {
         Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
     }
 
-    /// Everything that the network process has said.
-    pub fn hear(&mut self, woken: &Woken) -> Result<(), StationError> {
+    /// Everything that the network process has said. Returns whether it died and another has taken its place.
+    pub fn hear(&mut self, woken: &Woken) -> Result<bool, StationError> {
         while woken.network
             && let Some(network) = &mut self.network
         {
@@ -238,14 +238,14 @@ impl Station {
                     let answered = self.desk.handle_word(word, &mut network.link)?;
                     self.answer(answered);
                 }
-                Err(AttachError::Closed) => return self.replace_network(),
+                Err(AttachError::Closed) => return self.replace_network().map(|()| true),
                 Err(error) => {
                     tracing::warn!("the network process talks nonsense and is replaced: {}", telemetry::chain(&error));
-                    return self.replace_network();
+                    return self.replace_network().map(|()| true);
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The connection is gone: attaches to another process.

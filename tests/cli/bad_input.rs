@@ -141,7 +141,8 @@ fn no_tun_device() {
 fn user_namespaces_disabled() {
     let stage = Stage::new();
     // In a user namespace of our own the limit is ours to set.
-    let script = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec $TAPWAY run --network private true'";
+    let script =
+        "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec $TAPWAY run --network private true'";
     let ended = stage.script(script);
     assert_refused(&ended, 1, &["user.max_user_namespaces", "is 0"]);
 }

@@ -23,7 +23,8 @@ fn resolv_conf_is_ours_whatever_the_host_has() {
         ("a link to itself", "ln -s resolv.conf /etc/resolv.conf"),
         ("nothing", "true"),
     ] {
-        let script = format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private cat /etc/resolv.conf");
+        let script =
+            format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private cat /etc/resolv.conf");
         assert_ours(stage.script(&script).ok(), name);
     }
 }
@@ -97,8 +98,9 @@ fn search_and_options() {
     let stage = Stage::new();
     let host = "printf 'search corp.example\\noptions ndots:3 edns0\\nnameserver 192.0.2.1\\n' > /etc/resolv.conf";
     let cat = |options: &str| {
-        let script =
-            format!("{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private {options} cat /etc/resolv.conf");
+        let script = format!(
+            "{OWN_ETC} rm -f /etc/resolv.conf; {host}; user tapway run --network private {options} cat /etc/resolv.conf"
+        );
         stage.script(&script).ok().to_owned()
     };
     let text = cat("");

@@ -339,12 +339,22 @@ fn the_death_of_a_network_process_is_survived() {
         between.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let download = two.cmd(&["curl", "-sS", "-o", "/dev/null", &format!("http://{INET4}:4000/")]).limit(60).spawn();
         let ping = two.cmd(&["ping", "-i", "0.1", "-c", "60", "-W", "1", &INET4.to_string()]).limit(60).spawn();
+        // One that waits for data that does not come.
+        serve(listen(&w.internet, at(INET4, 4001)), |stream, _| {
+            std::thread::sleep(Duration::from_secs(60));
+            drop(stream);
+        });
+        let mut idle = connect(&two.ns, at(INET4, 4001)).unwrap();
+        idle.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         std::thread::sleep(Duration::from_secs(1));
         let old = processes();
         assert_eq!(old.len(), 1);
         let (before_one, before_two) = (address(&one), address(&two));
         let killed = Instant::now();
         w.host.sh(&format!("kill -KILL {}", old[0]));
+        let error = idle.read(&mut [0]).expect_err("it never looks whole");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");
+        assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
         between.write_all(b"a").unwrap();
         let mut byte = [0];
         between.read_exact(&mut byte).expect("the flow between members goes on");
