@@ -132,7 +132,7 @@ fn call(what: &'static str) -> impl FnOnce(nix::Error) -> AttachedError {
 
 /// In words for whoever typed `tapway attach`.
 fn words(refusal: &Refusal, target: &Target, interface: &str) -> String {
-    let said = |errno: i32| strerror(Errno::from_raw(errno)).to_string();
+    let said = |errno: i32| strerror(Errno::from_raw(errno));
     let exists = || format!("interface {interface} exists in {target} already; choose another --interface");
     match refusal {
         Refusal::Open { path, errno } => format!("cannot open {path}: {}", said(*errno)),
@@ -251,7 +251,9 @@ impl Attached {
                 return Ok(0);
             }
             if let Some(output) = &mut self.output {
-                streams.iter().for_each(|&what| output.handle(what));
+                for what in streams {
+                    output.handle(what);
+                }
             }
             match self.station.hear(&woken) {
                 Err(StationError::InterfaceGone) if self.watched.is_gone() => {

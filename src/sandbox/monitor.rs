@@ -309,7 +309,9 @@ impl Monitor {
                 self.handle_signals(signals)?;
             }
             if let Some(output) = &mut self.output {
-                streams.iter().for_each(|&what| output.handle(what));
+                for what in streams {
+                    output.handle(what);
+                }
             }
             if ready[1]
                 && let Some(code) = self.handle_sandbox()?

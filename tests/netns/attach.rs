@@ -134,7 +134,9 @@ fn two_namespaces_made_by_hand() {
         network(w, &["--ipv6"]);
         let (a, b) = (Foreign::unshare(w), Foreign::unshare(w));
         let lo_up = "ip link set lo up";
-        (a.sh(lo_up), b.sh(lo_up));
+        for one in [&a, &b] {
+            one.sh(lo_up);
+        }
         let before = a.inventory();
         let id = attach(w, "--network web --name one", &a.target());
         attach(

@@ -187,7 +187,7 @@ pub enum Refusal {
 }
 
 fn said(errno: i32) -> String {
-    telemetry::strerror(Errno::from_raw(errno)).to_string()
+    telemetry::strerror(Errno::from_raw(errno))
 }
 
 fn remedy(errno: Errno) -> &'static str {
