@@ -114,7 +114,7 @@ fn read_dump(mut rest: &[u8], ids: &mut Vec<[u8; ID]>) -> io::Result<bool> {
             libc::NLMSG_DONE => return Ok(false),
             libc::NLMSG_ERROR => return error_of(body).map(|()| false),
             _ if kind == BY_FAMILY => {
-                ids.extend(body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID).and_then(|id| <[u8; ID]>::try_from(id).ok()))
+                ids.extend(body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID).and_then(|id| <[u8; ID]>::try_from(id).ok()));
             }
             _ => {}
         }

@@ -341,7 +341,7 @@ fn the_death_of_a_network_process_is_survived() {
         let ping = two.cmd(&["ping", "-i", "0.1", "-c", "60", "-W", "1", &INET4.to_string()]).limit(60).spawn();
         // One that waits for data that does not come.
         serve(listen(&w.internet, at(INET4, 4001)), |stream, _| {
-            std::thread::sleep(Duration::from_secs(60));
+            std::thread::sleep(Duration::from_mins(1));
             drop(stream);
         });
         let mut idle = connect(&two.ns, at(INET4, 4001)).unwrap();
