@@ -137,6 +137,7 @@ struct Wanted {
 impl Wanted {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
         let mode = NetworkMode::parse(&args.endpoint.network)?;
+        let asked = run_named::Asked::parse(args)?;
         mode.check(args)?;
         let names = Names { hostname: args.hostname.as_deref(), search: &args.dns_search, options: &args.dns_option };
         let endpoint = Endpoint::check(&args.endpoint, mode, &names)?;
