@@ -9,7 +9,8 @@
 //! | the monitor ends | it is waited for, then killed | it goes on with its other members |
 //!
 //! Either way what follows is the same: the endpoint is attached anew with the same TAP and the same listeners. A process
-//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again.
+//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again. A loss is counted once, though whoever is
+//! quick may meet the dying process of a shared network a second time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,7 +95,31 @@ pub struct Uplink {
     pub ready: bool,
     /// None: it is a shared one.
     child: Option<Child>,
-    deaths: VecDeque<Instant>,
+    losses: Losses,
+}
+
+/// How often the process was lost lately.
+#[derive(Debug, Default)]
+struct Losses {
+    counted: VecDeque<Instant>,
+    /// One was not counted since frames flowed last.
+    excused: bool,
+}
+
+impl Losses {
+    /// One more; true if it was one too many. A shared process that is dying or leaving may take one connection more before its
+    /// listener closes: the same loss, seen twice.
+    fn count(&mut self, shared: bool, was_ready: bool, now: Instant) -> bool {
+        let excuse = shared && !was_ready && !self.excused;
+        self.excused = !was_ready && (excuse || self.excused);
+        if !excuse {
+            self.counted.push_back(now);
+        }
+        while self.counted.front().is_some_and(|&loss| now.duration_since(loss) > DEATHS_WITHIN) {
+            self.counted.pop_front();
+        }
+        self.counted.len() >= MAX_DEATHS
+    }
 }
 
 impl Source {
@@ -114,7 +139,7 @@ impl Source {
             Self::Shared(member) => (member.shared.connect()?, None),
         };
         let link = Link::new(conn).map_err(call("make the attach connection non-blocking"))?;
-        Ok(Some(Uplink { link, ready: false, child, deaths: VecDeque::new() }))
+        Ok(Some(Uplink { link, ready: false, child, losses: Losses::default() }))
     }
 }
 
@@ -134,17 +159,12 @@ impl Uplink {
             }
             None => "the connection to it closed".to_owned(),
         };
-        let now = Instant::now();
-        self.deaths.push_back(now);
-        while self.deaths.front().is_some_and(|&death| now.duration_since(death) > DEATHS_WITHIN) {
-            self.deaths.pop_front();
-        }
-        if self.deaths.len() >= MAX_DEATHS {
+        if self.losses.count(self.child.is_none(), self.ready, Instant::now()) {
             return Err(UplinkError::Dies { how });
         }
         tracing::warn!("the network process died ({how}); starting another");
         if let Some(mut next) = source.open()? {
-            next.deaths = std::mem::take(&mut self.deaths);
+            next.losses = std::mem::take(&mut self.losses);
             *self = next;
         }
         Ok(())
@@ -184,5 +204,35 @@ fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> 
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
             u8::from(body(theirs) != ExitCode::SUCCESS)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which loss of those is one too many; each says whether frames flowed.
+    fn last(shared: bool, ready: &[bool]) -> Option<usize> {
+        let (mut losses, now) = (Losses::default(), Instant::now());
+        ready.iter().position(|&ready| losses.count(shared, ready, now))
+    }
+
+    #[test]
+    fn a_dying_process_that_is_met_again_is_lost_once() {
+        assert_eq!(last(true, &[true, false, true, false]), None);
+        assert_eq!(last(true, &[true, false, true, false, true]), Some(4));
+        // One that never serves is given up, and no excuse is made twice.
+        assert_eq!(last(true, &[false; 9]), Some(3));
+        assert_eq!(last(true, &[true, false, false, false]), Some(3));
+        assert_eq!(last(false, &[false; 9]), Some(2));
+        assert_eq!(last(false, &[true; 9]), Some(2));
+    }
+
+    #[test]
+    fn losses_are_forgotten() {
+        let (mut losses, start) = (Losses::default(), Instant::now());
+        for second in 0..50 {
+            assert!(!losses.count(true, true, start + Duration::from_secs(6 * second)), "{second}");
+        }
     }
 }
