@@ -137,7 +137,8 @@ struct Wanted {
 impl Wanted {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
         let mode = NetworkMode::parse(&args.endpoint.network)?;
-        let asked = run_named::Asked::parse(args)?;
+        // What cannot be read is refused before what does not fit.
+        super::run_named::Asked::parse(&args.endpoint)?;
         mode.check(args)?;
         let names = Names { hostname: args.hostname.as_deref(), search: &args.dns_search, options: &args.dns_option };
         let endpoint = Endpoint::check(&args.endpoint, mode, &names)?;
