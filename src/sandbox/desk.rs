@@ -10,7 +10,7 @@
 //! | `set_dns`, records, hosts | [`Desired`], then the sandbox's files, then the resolver (`ToNetwork::Zone`, `HostDns`) |
 //! | `get_info` | what is known here, and what the network process adds |
 //! | `list_ports` | what is known here, with the network process's counters |
-//! | `set_log_level` | here and by the network process; its successors, being forked, have the level of the monitor |
+//! | `set_log_level` | here and by the network process; successors have it by being forked, or (of a shared one) are told |
 //! | captures | the network process; what runs is kept (`sandbox::captures`) and gone on with by a successor |
 //! | `get_namespaces`, `send_signal`, `stop` | the monitor itself, see `sandbox::life` |
 //! | all others | the network process, by `ToNetwork::Ask` |
@@ -140,6 +140,8 @@ pub struct Desk {
     pub mode: &'static str,
     /// How the sandbox is a member of a shared network.
     pub membership: Option<Membership>,
+    /// Arguments of the last `set_log_level`.
+    log_level: Option<Map<String, Value>>,
     /// How often it has been replaced.
     pub restarts: u32,
     /// Ports have changed since the state file was written.
@@ -185,6 +187,7 @@ impl Desk {
             network_pid: 0,
             mode: "run",
             membership: None,
+            log_level: None,
             restarts: 0,
             stale: false,
             hosts_file: None,
@@ -251,6 +254,12 @@ impl Desk {
         now: Duration,
         connection: impl Fn(Key) -> Option<OwnedFd>,
     ) -> Result<(), AttachError> {
+        // One of our own has it from birth, being forked.
+        if let Some(arguments) = self.log_level.clone().filter(|_| self.membership.is_some()) {
+            self.last_ask += 1;
+            let (verb, context) = ("set_log_level".to_owned(), Context::default());
+            link.push(&ToNetwork::Ask { id: self.last_ask, verb, arguments, context }, Vec::new())?;
+        }
         for (key, arguments) in self.subscribers.clone() {
             let Some(fd) = connection(key) else { continue };
             self.last_ask += 1;
@@ -393,10 +402,13 @@ impl Desk {
                 None => Err(ApiError::new(Code::Internal, format!("{known} is nobody's"))),
             },
             "set_log_level" => match set_log_level(arguments.clone()) {
-                Ok(()) if self.attached => {
-                    return self.ask(key, &verb, arguments, Vec::new(), For::Done, link, now);
+                Ok(()) => {
+                    self.log_level = Some(arguments.clone());
+                    if self.attached {
+                        return self.ask(key, &verb, arguments, Vec::new(), For::Done, link, now);
+                    }
+                    Ok(json!({}))
                 }
-                Ok(()) => Ok(json!({})),
                 Err(error) => Err(error),
             },
             "subscribe" => {
