@@ -71,19 +71,24 @@ pub fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
 
 /// Makes the listening socket, for this user alone. What is at `path` is a dead monitor's and goes.
 pub fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    listen_as(path, SockType::Stream).map(UnixListener::from)
+}
+
+/// The same for a socket of any kind, non-blocking.
+pub fn listen_as(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
     let (name, _dir) = address(path)?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     // The mode is right from the first moment on. One thread, so nobody else makes a file meanwhile.
     let before = umask(Mode::from_bits_truncate(0o177));
     let bound = UnixAddr::new(&name).and_then(|name| bind(fd.as_raw_fd(), &name));
     umask(before);
     bound?;
     listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
-    Ok(UnixListener::from(fd))
+    Ok(fd)
 }
 
 /// What an event of poll(2) is about.

@@ -26,17 +26,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use super::control::address;
+use super::control::{address, listen_as};
 use super::locked;
 use crate::network::config::NetworkConfig;
 
 /// How long somebody else may take to start the process.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Members that may wait to be let in; the kernel caps it at net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 /// The hidden command that the process is.
 pub const COMMAND: &str = "__network";
 /// Variables that it keeps of the starter's environment: how much it says, and how.
@@ -123,8 +120,15 @@ impl Shared {
         if let Some(conn) = try_connect(&path)? {
             return Ok(conn);
         }
-        let attach = listen_at(&path, SockType::SeqPacket)?;
-        let control = listen_at(&self.dir.join("control"), SockType::Stream)?;
+        let listen = |path: &Path, kind| {
+            listen_as(path, kind).map_err(|source| SharedError::File {
+                what: "listen at",
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let attach = listen(&path, SockType::SeqPacket)?;
+        let control = listen(&self.dir.join("control"), SockType::Stream)?;
         let conn = try_connect(&path)?;
         self.start(attach, control)?;
         conn.ok_or(SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
@@ -173,27 +177,4 @@ fn try_connect(path: &Path) -> Result<Option<OwnedFd>, SharedError> {
             Err(source) => Err(failed("connect to")(source)),
         };
     }
-}
-
-/// Makes a listening socket for this user alone in the place of whatever is at `path`.
-fn listen_at(path: &Path, kind: SockType) -> Result<OwnedFd, SharedError> {
-    let failed = |what| move |source| SharedError::Socket { what, path: path.to_owned(), source };
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(SharedError::File { what: "remove", path: path.to_owned(), source });
-        }
-        _ => {}
-    }
-    let (name, _dir) =
-        address(path).map_err(|source| SharedError::File { what: "open", path: path.to_owned(), source })?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Unix, kind, flags, None).map_err(failed("make a socket for"))?;
-    let at = UnixAddr::new(&name).map_err(failed("name"))?;
-    // The mode is right from the first moment on. One thread, so nobody else makes a file meanwhile.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = bind(fd.as_raw_fd(), &at);
-    umask(before);
-    bound.map_err(failed("bind"))?;
-    listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN)).map_err(failed("listen at"))?;
-    Ok(fd)
 }
