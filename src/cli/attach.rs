@@ -114,7 +114,7 @@ pub fn detach(args: &DetachArgs) -> Result<u8, Failure> {
 /// In the foreground, or, with somebody who is to be told when it is up, in the background.
 fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     check_interface(&args.interface)?;
-    let mode = NetworkMode::parse(&args.endpoint.network)?;
+    let mode = NetworkMode::of(&args.endpoint.network)?;
     if !matches!(mode, NetworkMode::Private | NetworkMode::Named(_)) {
         return Err(Failure::usage(format!(
             "conflicting options: attach and the network mode {}; give private or the name of a network",

@@ -26,7 +26,7 @@ pub struct EndpointArgs {
     /// Network to join: 'bridge' (shared by all that name no other), one made by 'tapway network create', 'private' (one of the sandbox's
     /// own), 'none' (only lo), 'host', or 'container:NAME' (another sandbox's)
     #[arg(long, alias = "net", value_name = "NETWORK", default_value = "bridge")]
-    pub network: String,
+    pub network: Vec<String>,
 
     /// Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90
     #[arg(short, long, value_name = "SPEC")]

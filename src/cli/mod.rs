@@ -188,7 +188,11 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("tapway: {}", printable(&failure.line));
+            // Docker's texts about a network have a line for the kind of fault and one for each.
+            let lines = ["invalid endpoint settings:\n", "invalid network config:\n"];
+            let of_docker = lines.iter().any(|first| failure.line.starts_with(first));
+            let text = if of_docker { printable_lines(&failure.line) } else { printable(&failure.line) };
+            eprintln!("tapway: {text}");
             ExitCode::from(failure.code)
         }
     }

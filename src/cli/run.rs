@@ -136,7 +136,7 @@ struct Wanted {
 
 impl Wanted {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
-        let mode = NetworkMode::parse(&args.endpoint.network)?;
+        let mode = NetworkMode::of(&args.endpoint.network)?;
         // What cannot be read is refused before what does not fit.
         super::run_named::Asked::parse(&args.endpoint)?;
         mode.check(args)?;
@@ -281,7 +281,9 @@ mod tests {
     use clap::Parser as _;
 
     fn check(words: &str) -> Result<Wanted, Failure> {
-        let mut argv = vec!["tapway", "run", "--network", "private"];
+        let mut argv = vec!["tapway", "run"];
+        // Where no other is named.
+        argv.extend(["--network", "private"].iter().filter(|_| !words.contains("--net")));
         argv.extend(words.split_whitespace());
         argv.push("true");
         match Cli::try_parse_from(argv).unwrap().command {

@@ -40,7 +40,18 @@ pub enum NetworkMode {
 }
 
 impl NetworkMode {
-    /// Reads it.
+    /// Reads all that was given.
+    pub fn of(given: &[String]) -> Result<Self, Failure> {
+        match given {
+            [first, others @ ..] if others.iter().all(|other| other == first) => Self::parse(first),
+            _ => Err(Failure::usage(format!(
+                "a sandbox is on one network for now, and --network names several: {}; leave all but one out",
+                given.join(", ")
+            ))),
+        }
+    }
+
+    /// Reads one.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         match text {
             "private" => Ok(Self::Private),
@@ -246,7 +257,7 @@ mod tests {
         let Action::Run(args) = Cli::try_parse_from(argv).unwrap_or_else(|error| panic!("{error}")).command else {
             panic!("not run")
         };
-        let mode = NetworkMode::parse(&args.endpoint.network)?;
+        let mode = NetworkMode::of(&args.endpoint.network)?;
         mode.check(&args).map(|()| mode)
     }
 

@@ -40,6 +40,7 @@ fn usage_errors() {
         (&["--net", "none", "--pcap", "/tmp/x", "true"], &["conflicting options: pcap and the network mode"]),
         (&["--net", "none", "--add-host", "a:host-gateway", "true"], &["a:host-gateway", "--network none"]),
         (&["--expose", "8080:80", "true"], &["'8080:80'"]),
+        (&["--network", "a", "--network", "b", "true"], &["one network for now", "a, b"]),
         (&["--link", "a:b:c", "true"], &["bad format for links: a:b:c"]),
         (&["--name", "../x", "true"], &["'../x'", "letters"]),
         (&["--hostname", "a b", "true"], &["'a b'"]),

@@ -155,17 +155,23 @@ impl Stage {
         Ended::new(&self.tapway(args).output().unwrap())
     }
 
+    /// `tapway run ARGS`, where no other network is named.
+    fn on_a_network_of_its_own<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        let named = args.iter().any(|arg| ["--network", "--net"].contains(&arg.split('=').next().unwrap_or(arg)));
+        let mut all = vec!["run"];
+        all.extend(["--network", "private"].iter().filter(|_| !named));
+        all.extend(args);
+        all
+    }
+
     /// Runs `tapway run ARGS`.
     pub fn sandbox(&self, args: &[&str]) -> Ended {
-        let mut all = vec!["run", "--network", "private"];
-        all.extend(args);
-        self.run(&all)
+        self.run(&Self::on_a_network_of_its_own(args))
     }
 
     /// Starts `tapway run ARGS`.
     pub fn start(&self, args: &[&str]) -> Running {
-        let mut all = vec!["run", "--network", "private"];
-        all.extend(args);
+        let all = Self::on_a_network_of_its_own(args);
         Running(Some(self.tapway(&all).spawn().unwrap()))
     }
 

@@ -41,8 +41,7 @@ fn loopback_is_shared_by_those_that_join() {
         let joined = w.tapway(&["run", "--network", "container:web", "--", "sh", "-c", address]).ok();
         assert_eq!(joined, "10.0.2.100/24\n");
         // A server of the second is on the first's published port, too, once its own is gone.
-        let mut args =
-            vec!["run", "--network", "private", "-d", "--name", "second", "--network", "container:web", "--"];
+        let mut args = vec!["run", "-d", "--name", "second", "--network", "container:web", "--"];
         let root = w.path("www").display().to_string();
         args.extend(["busybox", "httpd", "-f", "-p", "127.0.0.1:81", "-h", &root]);
         w.tapway(&args).ok();
