@@ -369,15 +369,6 @@ fn the_death_of_a_network_process_is_survived() {
         let lost: u32 =
             ended.stdout.split("% packet loss").next().unwrap().rsplit([' ', ',']).next().unwrap().parse().unwrap();
         assert!(lost <= 17, "pings go on within a second of the six:\n{}", ended.stdout);
-        // What was set at a member's socket holds for the successor, too.
-        let ctl = |request: &str| w.tapway(&["ctl", "two", request]).ok();
-        ctl(r#"{"execute":"set_log_level","arguments":{"level":"debug"}}"#);
-        w.host.sh(&format!("kill -KILL {}", processes()[0]));
-        wait_for("the ping", Duration::from_secs(5), || pings(&two, "one"));
-        ctl(r#"{"execute":"add_dns_record","arguments":{"name":"x.example","type":"A","value":"192.0.2.1"}}"#);
-        wait_for("the successor's log", Duration::from_secs(5), || {
-            w.host.sh("cat /mnt/run/tapway/networks/*/log").contains("the network's names changed")
-        });
         // A stopped monitor keeps its address, also from a process that has not heard of it.
         let stopped = one.monitor.pid();
         w.host.sh(&format!("kill -STOP {stopped}; kill -KILL {}", processes()[0]));
@@ -385,6 +376,26 @@ fn the_death_of_a_network_process_is_survived() {
         assert_eq!(address(&three), Ipv4Addr::new(172, 18, 0, 4));
         w.host.sh(&format!("kill -CONT {stopped}"));
         wait_for("the one that was stopped", Duration::from_secs(5), || pings(&three, "one"));
+    });
+}
+
+/// What was set at a member's socket holds for the successor, too, and so do its records.
+#[test]
+fn what_was_asked_stays_asked() {
+    World::run(|w| {
+        create(w, &["web"]);
+        let one = member(w, "web", "one", &[]);
+        let ctl = |request: &str| w.tapway(&["ctl", "one", request]).ok();
+        ctl(r#"{"execute":"set_log_level","arguments":{"level":"debug"}}"#);
+        ctl(r#"{"execute":"add_dns_record","arguments":{"name":"x.example","type":"A","value":"192.0.2.1"}}"#);
+        w.host.sh(&format!("kill -KILL {}", processes()[0]));
+        wait_for("the ping", Duration::from_secs(5), || pings(&one, "172.18.0.1"));
+        assert_eq!(dig(&one, "x.example"), ["192.0.2.1"]);
+        ctl(r#"{"execute":"add_dns_record","arguments":{"name":"y.example","type":"A","value":"192.0.2.2"}}"#);
+        assert_eq!(dig(&one, "y.example"), ["192.0.2.2"]);
+        wait_for("the successor's log", Duration::from_secs(5), || {
+            w.host.sh("cat /mnt/run/tapway/networks/*/log").contains("the network's names changed")
+        });
     });
 }
 
