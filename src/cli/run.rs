@@ -20,6 +20,7 @@ use super::{FAILURE, Failure};
 use crate::network::resolv;
 use crate::sandbox::command::Start;
 use crate::sandbox::inside::{INTERFACE, Scope, Setup};
+use crate::sandbox::interface::Interface;
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::state::About;
@@ -88,12 +89,16 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
                 (NetworkMode::Host, _) => Scope::Host,
                 _ => Scope::Interface,
             },
-            mac: endpoint.guest_mac,
-            mtu: endpoint.mtu,
-            v4: station.endpoint.v4,
-            v6: station.endpoint.v6,
-            internal: endpoint.internal,
-            embedded_dns: endpoint.embedded_dns,
+            interface: Interface {
+                name: INTERFACE.to_owned(),
+                mac: endpoint.guest_mac,
+                mtu: endpoint.mtu,
+                v4: station.endpoint.v4,
+                v6: station.endpoint.v6,
+                internal: endpoint.internal,
+                embedded_dns: endpoint.embedded_dns,
+                keep_routes: false,
+            },
             hostname: endpoint.hostname,
             hosts,
             resolv_conf,

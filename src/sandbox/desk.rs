@@ -19,6 +19,9 @@
 //! successor, so a change of ports is done; a question gets `gone`. One that does not answer within [`PATIENCE`] gets the
 //! client a `timed_out`, and a port that it was to serve is taken back.
 
+mod names;
+mod ports;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -32,19 +35,18 @@ use serde_json::{Map, Value, json};
 use super::captures::{Captures, Kept, Resumption};
 use super::control::Key;
 use super::edit::Edited;
-use super::files::host_line;
 use super::link::Link;
 use super::published::{Bound, Published};
-use crate::api::attach::{self, AttachError, Context, FromNetwork, MAX_FDS, ToNetwork, VERSION};
+use crate::api::attach::{AttachError, Context, FromNetwork, MAX_FDS, ToNetwork, VERSION};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
 use crate::api::verbs::capture::StopCapture;
-use crate::api::verbs::dns::{self, Change as NamesChange};
+use crate::api::verbs::dns;
 use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
 use crate::network::config::{EndpointConfig, Listener, Membership};
-use crate::network::desired::{self, Desired};
+use crate::network::desired::Desired;
 use crate::telemetry;
 
 /// How long the network process may take to answer.
@@ -231,7 +233,7 @@ impl Desk {
         self.unlistens.clear();
         for batch in self.ports.renumbered().chunks(MAX_FDS) {
             self.listens.push_back(0);
-            listen(link, batch)?;
+            ports::listen(link, batch)?;
         }
         self.tell_servers(link)?;
         if !self.desired.zone_records().is_empty() {
@@ -274,81 +276,6 @@ impl Desk {
             link.push(&message, vec![file])?;
             let what = For::CaptureResume(number);
             self.asked.insert(self.last_ask, Asked { key: NOBODY, what, until: now + PATIENCE });
-        }
-        Ok(())
-    }
-
-    fn tell_servers(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        self.servers_due = false;
-        let zones = self.desired.dns().zones.clone();
-        link.push(&ToNetwork::HostDns { servers: self.servers(), zones }, Vec::new())
-    }
-
-    fn tell_names(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        self.names_due = false;
-        for message in attach::zone_messages(self.desired.zone_records())? {
-            link.push(&message, Vec::new())?;
-        }
-        Ok(())
-    }
-
-    /// The host's name servers are others now.
-    pub fn handle_host_servers(&mut self, servers: Vec<SocketAddr>) {
-        if servers != self.host_servers {
-            tracing::info!(?servers, "the host's name servers changed");
-            self.host_servers = servers;
-            self.servers_due |= self.desired.dns().servers.is_none();
-        }
-    }
-
-    /// The sandbox's files are there. What has been asked for meanwhile is done now.
-    pub fn handle_files(&mut self, resolv: Edited, hosts: Edited) {
-        self.resolv_file = Some(resolv);
-        self.hosts_file = Some(hosts);
-        if let Err(error) = self.write_files() {
-            tracing::warn!("{error}");
-        }
-    }
-
-    /// The lines of /etc/hosts that are these hosts'.
-    pub fn host_lines(&self) -> Vec<String> {
-        self.desired.hosts().iter().map(|host| host_line(host.address, &host.name.to_string())).collect()
-    }
-
-    /// The lines of /etc/resolv.conf that may change.
-    pub fn resolv_lines(&self) -> Vec<String> {
-        let text = self.desired.dns().resolv_conf(&self.resolvers);
-        let may = |line: &&str| line.starts_with("search") || line.starts_with("options");
-        text.lines().filter(may).map(str::to_owned).collect()
-    }
-
-    fn write_files(&mut self) -> Result<(), ApiError> {
-        let refused = |path: &str, error: std::io::Error| {
-            ApiError::new(Code::Internal, format!("cannot edit {path} of the sandbox: {error}"))
-        };
-        let (hosts, resolv) = (self.host_lines(), self.resolv_lines());
-        if let Some(file) = &mut self.hosts_file {
-            file.set(hosts).map_err(|error| refused("/etc/hosts", error))?;
-        }
-        if let Some(file) = &mut self.resolv_file {
-            file.set(resolv).map_err(|error| refused("/etc/resolv.conf", error))?;
-        }
-        Ok(())
-    }
-
-    /// Says what is due to the network process, once it has heard what was said before.
-    pub fn tell_due(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        if !self.attached {
-            // All is told at attach.
-            (self.names_due, self.servers_due) = (false, false);
-        }
-        if link.backlog() == 0 {
-            if self.servers_due {
-                self.tell_servers(link)?;
-            }
-            if self.names_due {
-                self.tell_names(link)?;
-            }
         }
         Ok(())
     }
@@ -472,126 +399,6 @@ impl Desk {
         }
         let desc = format!("{verb}: sandbox {} has no network of its own ({network})", self.identity.name);
         ApiError::new(Code::Unsupported, desc).reply()
-    }
-
-    fn names(&mut self, request: dns::Request) -> Result<Value, ApiError> {
-        let (change, before) = (request.change(), self.desired.clone());
-        let value = request.apply(&mut self.desired, &desired::Limits::default(), &self.host_servers);
-        let value = value.map_err(|error| dns::refused(&error))?;
-        if let (NamesChange::Settings | NamesChange::Hosts, Err(error)) = (change, self.write_files()) {
-            self.desired = before;
-            // One of two files may have been written.
-            let _ = self.write_files();
-            return Err(error);
-        }
-        match change {
-            NamesChange::Nothing => {}
-            NamesChange::Settings => self.servers_due = true,
-            NamesChange::Records | NamesChange::Hosts => self.names_due = true,
-        }
-        Ok(value)
-    }
-
-    fn obey_legacy(
-        &mut self,
-        key: Key,
-        request: hostfwd::Request,
-        link: &mut Link,
-        now: Duration,
-    ) -> Result<Option<Vec<u8>>, AttachError> {
-        match request {
-            hostfwd::Request::List => Ok(Some(hostfwd::listed(&self.ports.entries()))),
-            hostfwd::Request::Add(add) => {
-                let bound =
-                    self.ports.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
-                match bound {
-                    Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
-                    Err(reason) => {
-                        // The reply is slirp4netns's, which has no place for it.
-                        tracing::warn!("add_hostfwd: {reason}");
-                        Ok(Some(hostfwd::refused(&Fault::AddFailed { reason })))
-                    }
-                }
-            }
-            hostfwd::Request::Remove(id) => match self.ports.remove(id) {
-                Some(port) => self.release(key, vec![port], hostfwd::removed(), link, now),
-                None => Ok(Some(hostfwd::refused(&Fault::RemoveId))),
-            },
-        }
-    }
-
-    fn publish(&mut self, arguments: Map<String, Value>) -> Result<Vec<u64>, ApiError> {
-        let verbs::Publish { specs } = error::arguments("publish", arguments)?;
-        self.ports.publish(&specs)
-    }
-
-    fn unpublish(&mut self, arguments: Map<String, Value>) -> Result<Vec<Bound>, ApiError> {
-        match error::arguments::<verbs::Unpublish>("unpublish", arguments)?.which()? {
-            verbs::Which::Specs(specs) => self.ports.unpublish(&specs),
-            verbs::Which::Ids(ids) => self.ports.remove_all(&ids),
-        }
-    }
-
-    /// Has the network process serve ports that have just been bound. `legacy` is the reply in slirp4netns's shape.
-    fn serve(
-        &mut self,
-        key: Key,
-        bound: Vec<u64>,
-        link: &mut Link,
-        now: Duration,
-        legacy: Option<Vec<u8>>,
-    ) -> Result<Option<Vec<u8>>, AttachError> {
-        self.stale = true;
-        let is_legacy = legacy.is_some();
-        let reply = legacy.unwrap_or_else(|| {
-            let ports = bound.iter().filter_map(|id| self.ports.get(*id)).map(|port| self.ports.tell(port)).collect();
-            error::reply(&error::value(&verbs::Ports { ports }))
-        });
-        if !self.attached {
-            return Ok(Some(reply));
-        }
-        self.last_change += 1;
-        let batches = self.ports.batch(&bound);
-        let missing = batches.len().div_ceil(MAX_FDS);
-        let until = now + PATIENCE;
-        let change = Change { key, bound, missing, fault: None, reply, legacy: is_legacy, until };
-        self.changes.insert(self.last_change, change);
-        for batch in batches.chunks(MAX_FDS) {
-            self.listens.push_back(self.last_change);
-            listen(link, batch)?;
-        }
-        Ok(None)
-    }
-
-    /// Has the network process close ports that are closed here.
-    fn release(
-        &mut self,
-        key: Key,
-        removed: Vec<Bound>,
-        reply: Vec<u8>,
-        link: &mut Link,
-        now: Duration,
-    ) -> Result<Option<Vec<u8>>, AttachError> {
-        self.stale = true;
-        if !self.attached {
-            return Ok(Some(reply));
-        }
-        self.last_change += 1;
-        let id = self.last_change;
-        let missing = self.unlisten(&removed, id, link)?;
-        let until = now + PATIENCE;
-        let change = Change { key, bound: Vec::new(), missing, fault: None, reply, legacy: false, until };
-        self.changes.insert(id, change);
-        Ok(None)
-    }
-
-    fn unlisten(&mut self, removed: &[Bound], change: u64, link: &mut Link) -> Result<usize, AttachError> {
-        let numbers: Vec<usize> = removed.iter().map(|port| port.number).collect();
-        for batch in numbers.chunks(UNLISTEN) {
-            self.unlistens.push_back(change);
-            link.push(&ToNetwork::Unlisten { numbers: batch.to_vec() }, Vec::new())?;
-        }
-        Ok(numbers.len().div_ceil(UNLISTEN))
     }
 
     #[allow(clippy::too_many_arguments, reason = "one question, whole")]
@@ -861,10 +668,4 @@ fn set_log_level(arguments: Map<String, Value>) -> Result<(), ApiError> {
     let SetLogLevel { level } = error::arguments("set_log_level", arguments)?;
     let refused = |why| ApiError::new(Code::BadArgument, format!("set_log_level: level: {why}"));
     telemetry::set_level(&level).map_err(refused)
-}
-
-/// One batch of ports.
-fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {
-    let listeners = batch.iter().map(|(listener, _)| *listener).collect();
-    link.push(&ToNetwork::Listen { listeners }, batch.iter().map(|(_, fd)| Rc::clone(fd)).collect())
 }

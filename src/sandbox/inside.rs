@@ -32,7 +32,6 @@ use super::resets::{self, Spared};
 use super::tap::{self, TapError};
 use super::users::Identity;
 use crate::api::attach::{self, AttachError};
-use crate::network::config::{Mac, PlanV4, PlanV6};
 use crate::stack::policy::EMBEDDED_DNS;
 use crate::telemetry;
 
@@ -72,18 +71,8 @@ impl Scope {
 pub struct Setup {
     /// Where the sandbox is.
     pub scope: Scope,
-    /// The guest's MAC.
-    pub mac: Mac,
-    /// The guest's MTU.
-    pub mtu: u16,
-    /// IPv4 plan.
-    pub v4: Option<PlanV4>,
-    /// IPv6 plan.
-    pub v6: Option<PlanV6>,
-    /// There is no way out of its network.
-    pub internal: bool,
-    /// Names are asked for at [`EMBEDDED_DNS`], which leads to the gateway.
-    pub embedded_dns: bool,
+    /// What its interface is to be, if it gets one.
+    pub interface: Interface,
     /// Host name.
     pub hostname: String,
     /// Text of /etc/hosts; None: the host's own.
@@ -168,19 +157,10 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
 
 /// Makes the TAP, hands it over, and configures it. Returns whether [`EMBEDDED_DNS`] leads to the gateway.
 fn make_interface(conn: &OwnedFd, setup: &Setup, notes: &mut Vec<String>) -> Result<bool, InsideError> {
-    let (tap, offloads) = tap::create(INTERFACE)?;
+    let (tap, offloads) = tap::create(&setup.interface.name)?;
     attach::send(conn, &FromSandbox::Tap { offloads }, &[tap.as_raw_fd()])?;
     drop(tap);
-    let configured = interface::configure(&Interface {
-        name: INTERFACE.to_owned(),
-        mac: setup.mac,
-        mtu: setup.mtu,
-        v4: setup.v4,
-        v6: setup.v6,
-        internal: setup.internal,
-        embedded_dns: setup.embedded_dns,
-        keep_routes: false,
-    })?;
+    let configured = interface::configure(&setup.interface)?;
     notes.extend(configured.notes);
     Ok(configured.embedded_dns)
 }
@@ -191,8 +171,8 @@ fn make_files(
     notes: &mut Vec<String>,
 ) -> Result<(Files, Vec<OwnedFd>), InsideError> {
     // Whoever reads it must find somebody there.
-    let resolv_conf = match (&setup.resolv_conf, setup.v4) {
-        (Some(text), Some(plan)) if setup.embedded_dns && !embedded_dns => {
+    let resolv_conf = match (&setup.resolv_conf, setup.interface.v4) {
+        (Some(text), Some(plan)) if setup.interface.embedded_dns && !embedded_dns => {
             Some(text.replace(&format!("nameserver {EMBEDDED_DNS}"), &format!("nameserver {}", plan.gateway)))
         }
         (text, _) => text.clone(),
@@ -254,7 +234,7 @@ fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideE
     };
     attach::send(conn, &FromSandbox::Started, &[])?;
     crate::sys::memory::drop_text();
-    let spared = Spared { v4: setup.v4, v6: setup.v6 };
+    let spared = Spared { v4: setup.interface.v4, v6: setup.interface.v6 };
     let code = stand_by(conn, &signals, command, setup.start.own_group, files, spared);
     if !setup.own_pids {
         kill_children();

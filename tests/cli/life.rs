@@ -197,21 +197,7 @@ fn a_shell_of_exec_has_job_control() {
     let (_running, _) = sandbox(&stage, &["--name", "box"]);
     let mut terminal = Terminal::new(&stage);
     terminal.keys("\"$TAPWAY\" exec -it -e PS1=in'$ ' box bash --norc --noprofile -i\n");
-    terminal.expect("in$ ");
-    terminal.keys("sleep 60\n");
-    std::thread::sleep(Duration::from_millis(300));
-    terminal.keys("\x1a");
-    terminal.expect("Stopped");
-    terminal.expect("in$ ");
-    terminal.keys("fg\n");
-    terminal.expect("sleep 60\r\n");
-    terminal.keys("\x03");
-    terminal.expect("in$ ");
-    terminal.keys("exit 7\n");
-    terminal.expect("exit\r\n");
-    terminal.expect("$ ");
-    terminal.keys("echo code=$?\n");
-    terminal.expect("code=7\r\n");
+    terminal.job_control_inside();
     // The command itself is stopped, gone on with, and interrupted.
     terminal.keys("\"$TAPWAY\" exec box sh -c 'echo u\"\"p; exec sleep 60'\n");
     terminal.expect("up\r\n");

@@ -60,6 +60,26 @@ impl Terminal {
             }
         }
     }
+
+    /// A shell inside, whose prompt is `in$ `, stops a job, goes on with it and interrupts it; then it ends with 7, which
+    /// the shell outside sees.
+    pub fn job_control_inside(&mut self) {
+        self.expect("in$ ");
+        self.keys("sleep 60\n");
+        std::thread::sleep(Duration::from_millis(300));
+        self.keys("\x1a");
+        self.expect("Stopped");
+        self.expect("in$ ");
+        self.keys("fg\n");
+        self.expect("sleep 60\r\n");
+        self.keys("\x03");
+        self.expect("in$ ");
+        self.keys("exit 7\n");
+        self.expect("exit\r\n");
+        self.expect("$ ");
+        self.keys("echo code=$?\n");
+        self.expect("code=7\r\n");
+    }
 }
 
 impl Drop for Terminal {
@@ -91,21 +111,7 @@ fn a_shell_inside_has_job_control_of_its_own() {
     let stage = Stage::new();
     let mut terminal = Terminal::new(&stage);
     terminal.keys("\"$TAPWAY\" run env PS1=in'$ ' bash --norc --noprofile -i\n");
-    terminal.expect("in$ ");
-    terminal.keys("sleep 60\n");
-    std::thread::sleep(Duration::from_millis(300));
-    terminal.keys("\x1a");
-    terminal.expect("Stopped");
-    terminal.expect("in$ ");
-    terminal.keys("fg\n");
-    terminal.expect("sleep 60\r\n");
-    terminal.keys("\x03");
-    terminal.expect("in$ ");
-    terminal.keys("exit 7\n");
-    terminal.expect("exit\r\n");
-    terminal.expect("$ ");
-    terminal.keys("echo code=$?\n");
-    terminal.expect("code=7\r\n");
+    terminal.job_control_inside();
 }
 
 #[test]

@@ -295,6 +295,30 @@ fn nobody_is_somebody_else() {
 }
 
 #[test]
+fn a_frame_that_its_vnet_header_does_not_fit_is_dropped_and_counted() {
+    let mut net = Net::new(true, false, 2);
+    net.join(2, Offloads::default(), named(&["plain"], &[])).unwrap();
+    let broken = |to: u16, change: fn(&mut [u8])| {
+        let mut frame = framed(0, mac(to), &datagram(v4(0), v4(to)));
+        change(&mut frame);
+        frame
+    };
+    // struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, little endian.
+    let frames = [
+        ("a kind of segmentation that is nobody's", broken(1, |frame| frame[1] = 9)),
+        ("TCP segments of a datagram", broken(1, |frame| frame[..6].copy_from_slice(&[1, 1, 0, 0, 100, 0]))),
+        ("a sum beyond the end", broken(2, |frame| (frame[0], frame[7]) = (1, 0x40))),
+    ];
+    for (what, frame) in frames {
+        let before = net.drops(0, DropReason::Malformed);
+        net.clear();
+        net.raw(0, &frame);
+        assert_eq!(net.reached(), NOBODY, "{what}");
+        assert_eq!(net.drops(0, DropReason::Malformed), before + 1, "{what}: {:?}", net.stacks[0].drops());
+    }
+}
+
+#[test]
 fn questions_for_addresses_go_to_who_has_them() {
     let mut net = Net::new(true, false, 3);
     let ask = |net: &mut Net, target| {

@@ -193,23 +193,12 @@ const MAX_RECORDS: usize = 64;
 
 /// What an IGMP message says. None: it is none that a member may send (a query, or garbage).
 pub fn read_igmp(message: &[u8], mut each: impl FnMut(Report)) -> Option<()> {
-    let group =
-        |at: usize| -> Option<IpAddr> { Some(IpAddr::from(<[u8; 4]>::try_from(message.get(at..at + 4)?).ok()?)) };
     match message.first()? {
         // Version 1 and 2 (RFC 2236, section 2).
-        0x12 | 0x16 => each(Report::Join(group(4)?)),
-        0x17 => each(Report::Leave(group(4)?)),
+        0x12 | 0x16 => each(Report::Join(address::<4>(message, 4)?)),
+        0x17 => each(Report::Leave(address::<4>(message, 4)?)),
         // Version 3 (RFC 3376, section 4.2).
-        0x22 => {
-            let count = usize::from(u16::from_be_bytes([*message.get(6)?, *message.get(7)?]));
-            let mut at = 8;
-            for _ in 0..count.min(MAX_RECORDS) {
-                let (kind, extra) = (*message.get(at)?, usize::from(*message.get(at + 1)?));
-                let sources = usize::from(u16::from_be_bytes([*message.get(at + 2)?, *message.get(at + 3)?]));
-                record(kind, sources, group(at + 4)?, &mut each);
-                at += 8 + 4 * sources + 4 * extra;
-            }
-        }
+        0x22 => records::<4>(message, &mut each)?,
         _ => return None,
     }
     Some(())
@@ -217,24 +206,38 @@ pub fn read_igmp(message: &[u8], mut each: impl FnMut(Report)) -> Option<()> {
 
 /// What an MLD message says; the same.
 pub fn read_mld(message: &[u8], mut each: impl FnMut(Report)) -> Option<()> {
-    let group =
-        |at: usize| -> Option<IpAddr> { Some(IpAddr::from(<[u8; 16]>::try_from(message.get(at..at + 16)?).ok()?)) };
     match message.first()? {
         // Version 1 (RFC 2710, section 3).
-        131 => each(Report::Join(group(8)?)),
-        132 => each(Report::Leave(group(8)?)),
+        131 => each(Report::Join(address::<16>(message, 8)?)),
+        132 => each(Report::Leave(address::<16>(message, 8)?)),
         // Version 2 (RFC 3810, section 5.2).
-        143 => {
-            let count = usize::from(u16::from_be_bytes([*message.get(6)?, *message.get(7)?]));
-            let mut at = 8;
-            for _ in 0..count.min(MAX_RECORDS) {
-                let (kind, extra) = (*message.get(at)?, usize::from(*message.get(at + 1)?));
-                let sources = usize::from(u16::from_be_bytes([*message.get(at + 2)?, *message.get(at + 3)?]));
-                record(kind, sources, group(at + 4)?, &mut each);
-                at += 20 + 16 * sources + 4 * extra;
-            }
-        }
+        143 => records::<16>(message, &mut each)?,
         _ => return None,
+    }
+    Some(())
+}
+
+/// The address of `N` bytes there.
+fn address<const N: usize>(message: &[u8], at: usize) -> Option<IpAddr>
+where
+    IpAddr: From<[u8; N]>,
+{
+    Some(IpAddr::from(<[u8; N]>::try_from(message.get(at..at + N)?).ok()?))
+}
+
+/// Every group record of a report: but for the length of its addresses the same in both (RFC 3376, section 4.2; RFC 3810,
+/// section 5.2).
+fn records<const N: usize>(message: &[u8], each: &mut impl FnMut(Report)) -> Option<()>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let count = usize::from(u16::from_be_bytes([*message.get(6)?, *message.get(7)?]));
+    let mut at = 8;
+    for _ in 0..count.min(MAX_RECORDS) {
+        let (kind, extra) = (*message.get(at)?, usize::from(*message.get(at + 1)?));
+        let sources = usize::from(u16::from_be_bytes([*message.get(at + 2)?, *message.get(at + 3)?]));
+        record(kind, sources, address::<N>(message, at + 4)?, each);
+        at += 4 + N + N * sources + 4 * extra;
     }
     Some(())
 }

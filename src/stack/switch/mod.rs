@@ -320,9 +320,11 @@ impl Switch {
             Way::Consumed => {}
             Way::Member(to) => match self.deliver(to, frame, members) {
                 Ok(()) => {}
-                Err(TooBig(mtu)) => {
-                    stack.count_drop(DropReason::TooBig);
-                    stack.refuse_too_big(mtu, &frame[IP_OFFSET..], out);
+                Err(undelivered) => {
+                    stack.count_drop(undelivered.reason());
+                    if let Undelivered::TooBig(mtu) = undelivered {
+                        stack.refuse_too_big(mtu, &frame[IP_OFFSET..], out);
+                    }
                 }
             },
             Way::All => {
@@ -354,23 +356,23 @@ impl Switch {
         if to == from || !self.port(from).is_some_and(|port| self.may_pass(port, to)) {
             return false;
         }
-        if self.deliver(to, frame, members).is_err() {
-            stack.count_drop(DropReason::TooBig);
+        if let Err(undelivered) = self.deliver(to, frame, members) {
+            stack.count_drop(undelivered.reason());
         }
         true
     }
 
     /// Writes a frame in the form that the receiver's TAP takes.
-    fn deliver(&mut self, to: u16, frame: &mut [u8], members: &mut impl Members) -> Result<(), TooBig> {
-        let Some(Some(port)) = self.ports.get(usize::from(to)) else { return Ok(()) };
-        let Some(mut hdr) = VnetHdr::parse(frame) else { return Ok(()) };
+    fn deliver(&mut self, to: u16, frame: &mut [u8], members: &mut impl Members) -> Result<(), Undelivered> {
+        let Some(Some(port)) = self.ports.get(usize::from(to)) else { return Err(Undelivered::NoMember) };
+        let Some(mut hdr) = VnetHdr::parse(frame) else { return Err(Undelivered::Malformed) };
         let (mtu, can) = (port.mtu, port.offloads);
         if hdr.gso == Gso::None {
             if frame.len() - IP_OFFSET > usize::from(mtu) {
-                return Err(TooBig(mtu));
+                return Err(Undelivered::TooBig(mtu));
             }
             if hdr.needs_csum && !can.csum && segment::complete(frame, &mut hdr).is_err() {
-                return Ok(());
+                return Err(Undelivered::Malformed);
             }
             members.to_member(to, frame);
             return Ok(());
@@ -380,19 +382,19 @@ impl Switch {
             Gso::Tcp6 => can.tso6,
             Gso::Udp => can.uso,
             // Not negotiated with anybody.
-            Gso::None | Gso::Unknown(_) => return Ok(()),
+            Gso::None | Gso::Unknown(_) => return Err(Undelivered::Malformed),
         };
-        // A header that does not fit its frame is the sender's kernel's, which makes none; nothing is lost with it.
-        let Ok(largest) = segment::largest(frame, &hdr) else { return Ok(()) };
+        let Ok(largest) = segment::largest(frame, &hdr) else { return Err(Undelivered::Malformed) };
         if largest > usize::from(mtu) && frame.len() - IP_OFFSET > usize::from(mtu) {
-            return Err(TooBig(mtu));
+            return Err(Undelivered::TooBig(mtu));
         }
         if takes && can.csum {
             members.to_member(to, frame);
             return Ok(());
         }
         let Self { scratch, .. } = self;
-        let _ = segment::cut(frame, &hdr, can.csum, scratch, |piece| members.to_member(to, piece));
+        segment::cut(frame, &hdr, can.csum, scratch, |piece| members.to_member(to, piece))
+            .map_err(|_| Undelivered::Malformed)?;
         Ok(())
     }
 
@@ -534,5 +536,24 @@ impl Switch {
     }
 }
 
-/// The packet is larger than this MTU of the receiver's.
-struct TooBig(u16);
+/// Why a frame did not get to a member's TAP.
+#[derive(Clone, Copy)]
+enum Undelivered {
+    /// The packet is larger than this MTU of the receiver's.
+    TooBig(u16),
+    /// The vnet header does not fit its frame, which a kernel makes none of.
+    Malformed,
+    /// The member is gone.
+    NoMember,
+}
+
+impl Undelivered {
+    /// What is counted.
+    fn reason(self) -> DropReason {
+        match self {
+            Self::TooBig(_) => DropReason::TooBig,
+            Self::Malformed => DropReason::Malformed,
+            Self::NoMember => DropReason::NoMember,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Ports at the desk: bound or closed here at once, answered when the network process has done its half.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::super::control::Key;
+use super::super::link::Link;
+use super::super::published::Bound;
+use super::{Change, Desk, PATIENCE, UNLISTEN};
+use crate::api::attach::{AttachError, MAX_FDS, ToNetwork};
+use crate::api::error::{self, ApiError};
+use crate::api::hostfwd::{self, Fault};
+use crate::api::verbs::ports as verbs;
+use crate::network::config::Listener;
+
+impl Desk {
+    pub(super) fn obey_legacy(
+        &mut self,
+        key: Key,
+        request: hostfwd::Request,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        match request {
+            hostfwd::Request::List => Ok(Some(hostfwd::listed(&self.ports.entries()))),
+            hostfwd::Request::Add(add) => {
+                let bound =
+                    self.ports.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
+                match bound {
+                    Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
+                    Err(reason) => {
+                        // The reply is slirp4netns's, which has no place for it.
+                        tracing::warn!("add_hostfwd: {reason}");
+                        Ok(Some(hostfwd::refused(&Fault::AddFailed { reason })))
+                    }
+                }
+            }
+            hostfwd::Request::Remove(id) => match self.ports.remove(id) {
+                Some(port) => self.release(key, vec![port], hostfwd::removed(), link, now),
+                None => Ok(Some(hostfwd::refused(&Fault::RemoveId))),
+            },
+        }
+    }
+
+    pub(super) fn publish(&mut self, arguments: Map<String, Value>) -> Result<Vec<u64>, ApiError> {
+        let verbs::Publish { specs } = error::arguments("publish", arguments)?;
+        self.ports.publish(&specs)
+    }
+
+    pub(super) fn unpublish(&mut self, arguments: Map<String, Value>) -> Result<Vec<Bound>, ApiError> {
+        match error::arguments::<verbs::Unpublish>("unpublish", arguments)?.which()? {
+            verbs::Which::Specs(specs) => self.ports.unpublish(&specs),
+            verbs::Which::Ids(ids) => self.ports.remove_all(&ids),
+        }
+    }
+
+    /// Has the network process serve ports that have just been bound. `legacy` is the reply in slirp4netns's shape.
+    pub(super) fn serve(
+        &mut self,
+        key: Key,
+        bound: Vec<u64>,
+        link: &mut Link,
+        now: Duration,
+        legacy: Option<Vec<u8>>,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        self.stale = true;
+        let is_legacy = legacy.is_some();
+        let reply = legacy.unwrap_or_else(|| {
+            let ports = bound.iter().filter_map(|id| self.ports.get(*id)).map(|port| self.ports.tell(port)).collect();
+            error::reply(&error::value(&verbs::Ports { ports }))
+        });
+        if !self.attached {
+            return Ok(Some(reply));
+        }
+        self.last_change += 1;
+        let batches = self.ports.batch(&bound);
+        let missing = batches.len().div_ceil(MAX_FDS);
+        let until = now + PATIENCE;
+        let change = Change { key, bound, missing, fault: None, reply, legacy: is_legacy, until };
+        self.changes.insert(self.last_change, change);
+        for batch in batches.chunks(MAX_FDS) {
+            self.listens.push_back(self.last_change);
+            listen(link, batch)?;
+        }
+        Ok(None)
+    }
+
+    /// Has the network process close ports that are closed here.
+    pub(super) fn release(
+        &mut self,
+        key: Key,
+        removed: Vec<Bound>,
+        reply: Vec<u8>,
+        link: &mut Link,
+        now: Duration,
+    ) -> Result<Option<Vec<u8>>, AttachError> {
+        self.stale = true;
+        if !self.attached {
+            return Ok(Some(reply));
+        }
+        self.last_change += 1;
+        let id = self.last_change;
+        let missing = self.unlisten(&removed, id, link)?;
+        let until = now + PATIENCE;
+        let change = Change { key, bound: Vec::new(), missing, fault: None, reply, legacy: false, until };
+        self.changes.insert(id, change);
+        Ok(None)
+    }
+
+    pub(super) fn unlisten(&mut self, removed: &[Bound], change: u64, link: &mut Link) -> Result<usize, AttachError> {
+        let numbers: Vec<usize> = removed.iter().map(|port| port.number).collect();
+        for batch in numbers.chunks(UNLISTEN) {
+            self.unlistens.push_back(change);
+            link.push(&ToNetwork::Unlisten { numbers: batch.to_vec() }, Vec::new())?;
+        }
+        Ok(numbers.len().div_ceil(UNLISTEN))
+    }
+}
+
+/// One batch of ports.
+pub(super) fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {
+    let listeners = batch.iter().map(|(listener, _)| *listener).collect();
+    link.push(&ToNetwork::Listen { listeners }, batch.iter().map(|(_, fd)| Rc::clone(fd)).collect())
+}
