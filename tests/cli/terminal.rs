@@ -8,6 +8,8 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use crate::stage::Stage;
 
 pub struct Terminal {
@@ -61,17 +63,34 @@ impl Terminal {
         }
     }
 
+    /// Who is in the foreground: a process group. The master's own ioctl asks about the slave.
+    pub fn foreground(&self) -> Pid {
+        nix::unistd::tcgetpgrp(&self.keyboard).unwrap()
+    }
+
+    /// Waits until somebody else than `shell` is in the foreground: a shell prints a job's line before the job has the
+    /// terminal, and a ^C that is typed between the two is the shell's.
+    pub fn foreground_leaves(&self, shell: Pid) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.foreground() == shell {
+            assert!(Instant::now() < deadline, "the job never came to the foreground");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// A shell inside, whose prompt is `in$ `, stops a job, goes on with it and interrupts it; then it ends with 7, which
     /// the shell outside sees.
     pub fn job_control_inside(&mut self) {
         self.expect("in$ ");
+        let inner = self.foreground();
         self.keys("sleep 60\n");
-        std::thread::sleep(Duration::from_millis(300));
+        self.foreground_leaves(inner);
         self.keys("\x1a");
         self.expect("Stopped");
         self.expect("in$ ");
         self.keys("fg\n");
         self.expect("sleep 60\r\n");
+        self.foreground_leaves(inner);
         self.keys("\x03");
         self.expect("in$ ");
         self.keys("exit 7\n");
@@ -93,6 +112,8 @@ impl Drop for Terminal {
 fn interrupt_stop_and_go_on() {
     let stage = Stage::new();
     let mut terminal = Terminal::new(&stage);
+    terminal.expect("$ ");
+    let shell = terminal.foreground();
     terminal.keys("\"$TAPWAY\" run sh -c 'echo u\"\"p; exec sleep 60'\n");
     terminal.expect("up\r\n");
     terminal.keys("\x1a");
@@ -100,6 +121,7 @@ fn interrupt_stop_and_go_on() {
     terminal.expect("$ ");
     terminal.keys("fg\n");
     terminal.expect("sleep 60'\r\n");
+    terminal.foreground_leaves(shell);
     terminal.keys("\x03");
     terminal.expect("$ ");
     terminal.keys("echo code=$?\n");
