@@ -85,6 +85,11 @@ impl<S> Registry<S> {
         Self { by_id: BTreeMap::new(), last_id: 0, guest_v4, guest_v6 }
     }
 
+    /// The guest's addresses are these from now on.
+    pub fn set_guests(&mut self, guest_v4: Option<Ipv4Addr>, guest_v6: Option<Ipv6Addr>) {
+        (self.guest_v4, self.guest_v6) = (guest_v4, guest_v6);
+    }
+
     /// Takes one up; its id. `named`: as `add_hostfwd` named it.
     pub fn add(&mut self, listener: Listener, number: usize, socket: S, named: Option<(ForwardProto, IpAddr)>) -> u64 {
         self.last_id += 1;

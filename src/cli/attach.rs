@@ -23,7 +23,6 @@ use super::{FAILURE, Failure, target};
 use crate::api::verbs::life::Stop;
 use crate::sandbox::attached::{self, Plan, Target};
 use crate::sandbox::inside::INTERFACE;
-use crate::sandbox::interface::Interface;
 use crate::sandbox::state::About;
 use crate::sys;
 
@@ -114,7 +113,13 @@ pub fn detach(args: &DetachArgs) -> Result<u8, Failure> {
 /// In the foreground, or, with somebody who is to be told when it is up, in the background.
 fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     check_interface(&args.interface)?;
-    let mode = NetworkMode::of(&args.endpoint.network)?;
+    let (mode, networks) = NetworkMode::of(&args.endpoint.network)?;
+    if let [_, second, ..] = &networks[..] {
+        return Err(Failure::usage(format!(
+            "attach makes one interface, and --network names several networks; attach to {} by itself, with another --interface",
+            second.name
+        )));
+    }
     if !matches!(mode, NetworkMode::Private | NetworkMode::Named(_)) {
         return Err(Failure::usage(format!(
             "conflicting options: attach and the network mode {}; give private or the name of a network",
@@ -123,7 +128,7 @@ fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     }
     mode.check_endpoint(&args.endpoint)?;
     let target = find(&args.target)?;
-    let endpoint = Endpoint::check(&args.endpoint, mode, &Names::default())?;
+    let endpoint = Endpoint::check(&args.endpoint, (mode, networks), &Names::default())?;
     endpoint::raise_descriptor_limit();
     let about = About {
         init: match target {
@@ -137,20 +142,14 @@ fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
         detached: ready.is_some(),
         ..About::default()
     };
-    let Taken { endpoint, station, sandbox, runtime_dir } = endpoint.take(&args.endpoint, about, &args.interface)?;
+    let Taken { mut station, sandbox, runtime_dir, .. } = endpoint.take(&args.endpoint, about, &args.interface)?;
+    // Somebody else made the namespace.
+    for place in &mut station.places {
+        place.interface.keep_routes = true;
+    }
     let output_of = |ready| detach::keep_output(&runtime_dir, sandbox, args.endpoint.rm, ready).map(|(kept, ..)| kept);
     let plan = Plan {
         target,
-        interface: Interface {
-            name: args.interface.clone(),
-            mac: endpoint.guest_mac,
-            mtu: endpoint.mtu,
-            v4: station.endpoint.v4,
-            v6: station.endpoint.v6,
-            internal: endpoint.internal,
-            embedded_dns: endpoint.embedded_dns,
-            keep_routes: true,
-        },
         output: ready.map(output_of).transpose()?,
         station,
     };

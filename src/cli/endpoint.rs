@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::endpoint_args::{EndpointArgs, Switch};
-use super::run_named;
+use super::run_named::{self, Typed};
 use super::run_network::NetworkMode;
 use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
@@ -25,7 +25,9 @@ use crate::network::definition::Network;
 use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish};
 use crate::sandbox::desk::Identity;
-use crate::sandbox::state::{About, Address, Attachment, Sandbox};
+use crate::sandbox::interface::Interface;
+use crate::sandbox::place::{self, Asked, Place, Template, Who};
+use crate::sandbox::state::{About, Attachment, Sandbox};
 use crate::sandbox::station;
 use crate::sandbox::uplink::Source;
 use crate::sandbox::{control, host_dns, state};
@@ -48,29 +50,9 @@ pub struct Names<'a> {
     pub options: &'a [String],
 }
 
-/// The arguments, understood and checked.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Of the sandbox, 12 hex digits.
-    pub id: String,
-    /// Of the sandbox.
-    pub name: String,
-    /// Which network.
-    pub mode: NetworkMode,
-    network: Option<Network>,
-    asked: run_named::Asked,
-    own_mac: bool,
-    /// On a shared network: where names are asked for.
-    pub resolvers: Option<Vec<IpAddr>>,
-    /// … which is the address of Docker's containers.
-    pub embedded_dns: bool,
-    /// There is no way out of the network.
-    pub internal: bool,
-    /// Host name inside.
-    pub hostname: String,
-    /// Ports to be published.
-    pub publish: Vec<publish::Publish>,
-    metrics: Option<SocketAddr>,
+/// A network of the sandbox's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Private {
     /// MTU of the interface.
     pub mtu: u16,
     /// Addresses.
@@ -78,15 +60,31 @@ pub struct Endpoint {
     /// Addresses.
     pub v6: Option<PlanV6>,
     /// Its MAC.
-    pub guest_mac: Mac,
+    pub mac: Mac,
+}
+
+/// The arguments, understood and checked.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Of the sandbox, 12 hex digits.
+    pub id: String,
+    /// Of the sandbox.
+    pub name: String,
+    /// What kind of network.
+    pub mode: NetworkMode,
+    networks: Vec<(Network, Asked)>,
+    /// A network of its own.
+    pub private: Option<Private>,
+    ipv6: bool,
+    /// Host name inside.
+    pub hostname: String,
+    /// Ports to be published.
+    pub publish: Vec<publish::Publish>,
+    metrics: Option<SocketAddr>,
     outbound_v4: Option<Ipv4Addr>,
     outbound_v6: Option<Ipv6Addr>,
     /// DNS settings and hosts.
     pub desired: Desired,
-    /// Search domains.
-    pub dns_search: Vec<String>,
-    /// Options of the resolver.
-    pub dns_options: Vec<String>,
     /// Lines of the hosts file.
     pub add_host: Vec<(String, IpAddr)>,
 }
@@ -105,8 +103,12 @@ pub struct Taken {
 }
 
 impl Endpoint {
-    /// Reads the arguments, for a sandbox on a network of this kind. Nothing is taken yet.
-    pub fn check(args: &EndpointArgs, mode: NetworkMode, names: &Names<'_>) -> Result<Self, Failure> {
+    /// Reads the arguments, for a sandbox on networks of this kind. Nothing is taken yet.
+    pub fn check(
+        args: &EndpointArgs,
+        (mode, mut typed): (NetworkMode, Vec<Typed>),
+        names: &Names<'_>,
+    ) -> Result<Self, Failure> {
         let usage = |error: &dyn std::error::Error| Failure::usage(crate::telemetry::chain(error));
         let mut random = [0; 16];
         sys::random::fill(&mut random).map_err(|error| Failure::runtime(&error))?;
@@ -140,29 +142,39 @@ impl Endpoint {
             }
             tracing::info!("this kernel has no IPv6, so there is none inside");
         }
-        let network = match &mode {
-            NetworkMode::Named(name) => Some(run_named::find(name)?),
-            _ => None,
-        };
-        let asked = run_named::Asked::parse(args)?;
-        let (mtu, (v4, v6)) = if let Some(network) = &network {
-            (u32::from(run_named::mtu(network)), run_named::plans(network, None)?)
-        } else {
-            let mtu = args.mtu.unwrap_or(u32::from(plan::DEFAULT_MTU));
-            (mtu, check_subnets(&args.subnet, ipv6, subnet)?)
-        };
-        let v6 = v6.filter(|_| ipv6);
-        let mtu = plan::check_mtu(mtu, v6.is_some()).map_err(|error| usage(&error))?;
-        let guest_mac = match &args.mac_address {
-            Some(text) => plan::parse_mac(text).map_err(|error| usage(&error))?,
-            None => plan::random_mac([m0, m1, m2]),
+        let options = run_named::options(args)?;
+        let (mut networks, mut private) = (Vec::new(), None);
+        match &mode {
+            NetworkMode::Named(_) => {
+                if let Some(first) = typed.first_mut() {
+                    first.asked = run_named::merge(std::mem::take(&mut first.asked), options)?;
+                }
+                networks = run_named::find(&typed)?;
+                for (network, _) in &networks {
+                    place::plans(network, None).map_err(|error| run_named::failure(&error))?;
+                    let v6 = ipv6 && network.v6().is_some();
+                    plan::check_mtu(place::mtu(network).into(), v6).map_err(|error| usage(&error))?;
+                }
+            }
+            NetworkMode::Private => {
+                let (v4, v6) = check_subnets(&args.subnet, ipv6, subnet)?;
+                let mtu = args.mtu.unwrap_or(u32::from(plan::DEFAULT_MTU));
+                let mtu = plan::check_mtu(mtu, v6.is_some()).map_err(|error| usage(&error))?;
+                private = Some(Private { mtu, v4, v6, mac: options.mac.unwrap_or(plan::random_mac([m0, m1, m2])) });
+            }
+            NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => {}
+        }
+        let main = run_named::main(&networks, ipv6);
+        let gateway = match main {
+            Some(network) => Some(place::plans(network, None).map_err(|error| run_named::failure(&error))?.0.gateway),
+            None => private.map(|private| private.v4.gateway),
         };
         let mut publish = publish::parse_all(&args.publish).map_err(|error| usage(&error))?;
         let exposed = publish::parse_exposed(&args.expose).map_err(|error| usage(&error))?;
         if args.publish_all {
             publish::publish_exposed(&mut publish, exposed);
         }
-        if let Some(network) = &network {
+        if let Some(network) = main {
             run_named::bind_where_it_says(network, &mut publish);
         }
         let metrics = args.metrics_listen.as_deref().map(metrics_listen::parse).transpose()?;
@@ -173,7 +185,7 @@ impl Endpoint {
         let dns_options = words_or("resolver option", names.options, host.options)?;
         let mut add_host: Vec<(String, IpAddr)> = Vec::new();
         for text in &args.add_host {
-            let host = parse_add_host(text, &mode, &v4)?;
+            let host = parse_add_host(text, &mode, gateway)?;
             // Once is enough.
             if !add_host.contains(&host) {
                 add_host.push(host);
@@ -181,8 +193,8 @@ impl Endpoint {
         }
         let settings = DnsSettings {
             servers: (!dns.is_empty()).then_some(dns),
-            search: dns_search.clone(),
-            options: dns_options.clone(),
+            search: dns_search,
+            options: dns_options,
             zones: Vec::new(),
         };
         let desired = Desired::new(settings, &add_host, &desired::Limits::default()).map_err(|error| usage(&error))?;
@@ -190,23 +202,14 @@ impl Endpoint {
             id,
             name,
             mode,
-            network,
-            asked,
-            own_mac: args.mac_address.is_some(),
-            resolvers: None,
-            embedded_dns: false,
-            internal: false,
+            networks,
+            private,
+            ipv6,
             publish,
             metrics,
-            mtu,
-            v4,
-            v6,
-            guest_mac,
             outbound_v4,
             outbound_v6,
             desired,
-            dns_search,
-            dns_options,
             add_host,
             hostname,
         })
@@ -219,16 +222,14 @@ impl Endpoint {
         let state_error = |error: state::StateError| Failure::runtime(&error);
         let runtime_dir = state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(state_error)?;
         let listeners = ports::bind_all(&self.publish).map_err(|error| port_refused(&runtime_dir, &self, &error))?;
-        let joined = match self.network.take() {
-            Some(network) => Some(self.join(&runtime_dir, network, &listeners, interface)?),
-            None => None,
-        };
+        let template = self.template(args);
+        let places = self.take_places(&runtime_dir, &template, &listeners, interface)?;
         let sandbox = Sandbox {
             id: self.id.clone(),
             name: self.name.clone(),
             pid: std::process::id(),
             ports: listeners.iter().map(|(listener, _)| *listener).collect(),
-            about: self.about(about),
+            about: self.about(about, &places),
         };
         let entry = state::register(&runtime_dir, &sandbox).map_err(state_error)?;
         let control = match control::listen_at(entry.socket()) {
@@ -242,24 +243,9 @@ impl Endpoint {
             }
         };
         let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
-        let has_interface = matches!(self.mode, NetworkMode::Private | NetworkMode::Named(_));
         let station = station::Plan {
-            endpoint: EndpointConfig {
-                id: self.id.clone(),
-                mtu: self.mtu,
-                guest_mac: self.guest_mac,
-                gateway_mac: plan::GATEWAY_MAC,
-                v4: has_interface.then_some(self.v4),
-                v6: self.v6.filter(|_| has_interface),
-                offloads: Offloads::default(),
-                allow_host_loopback: args.allow_host_loopback,
-                allow_link_local: args.allow_link_local,
-                outbound_v4: self.outbound_v4,
-                outbound_v6: self.outbound_v6,
-                hostname: self.hostname.clone(),
-                dns_search: self.dns_search.clone(),
-                slirp: None,
-            },
+            places,
+            template,
             desired: self.desired.clone(),
             identity: Identity { id: self.id.clone(), name: self.name.clone() },
             entry,
@@ -267,68 +253,89 @@ impl Endpoint {
             listeners,
             metrics,
             pcap,
-            source: match joined {
-                Some(joined) => Source::Shared(Box::new(joined.member())),
-                None if has_interface => Source::Own(crate::runtime::network_process),
-                None => Source::None,
-            },
             about: sandbox.about.clone(),
         };
         Ok(Taken { endpoint: self, station, sandbox, runtime_dir })
     }
 
-    /// Takes the sandbox's place on a network, and lays out what follows from it.
-    fn join(
+    /// What all interfaces of the sandbox have in common.
+    fn template(&self, args: &EndpointArgs) -> Template {
+        let config = EndpointConfig {
+            id: self.id.clone(),
+            mtu: plan::DEFAULT_MTU,
+            guest_mac: Mac([0; 6]),
+            gateway_mac: plan::GATEWAY_MAC,
+            v4: None,
+            v6: None,
+            offloads: Offloads::default(),
+            allow_host_loopback: args.allow_host_loopback,
+            allow_link_local: args.allow_link_local,
+            outbound_v4: self.outbound_v4,
+            outbound_v6: self.outbound_v6,
+            hostname: self.hostname.clone(),
+            dns_search: self.desired.dns().search.clone(),
+            slirp: None,
+        };
+        Template { config, ipv6: self.ipv6 }
+    }
+
+    /// Takes the sandbox's places on its networks, or lays out one of its own. The first interface is called `first`.
+    fn take_places(
         &mut self,
         runtime_dir: &Path,
-        network: Network,
+        template: &Template,
         listeners: &[(Listener, OwnedFd)],
-        interface: &str,
-    ) -> Result<run_named::Joining, Failure> {
-        let who = (self.id.as_str(), self.name.as_str(), self.hostname.as_str());
-        let ports = listeners.iter().map(|(listener, _)| *listener).collect();
-        let (resolvers, embedded) = run_named::resolvers(&network, &self.v4);
-        (self.resolvers, self.embedded_dns, self.internal) = (Some(resolvers), embedded, network.internal);
-        if embedded && !self.dns_options.iter().any(|option| option.starts_with("ndots:")) {
-            // As Docker has it: names of one label are asked for as they are.
-            self.dns_options.push("ndots:0".to_owned());
+        first: &str,
+    ) -> Result<Vec<Place>, Failure> {
+        if let Some(Private { mtu, v4, v6, mac }) = self.private {
+            return Ok(vec![Place {
+                network: self.mode.name(),
+                network_id: String::new(),
+                names: false,
+                asked: Asked::default(),
+                interface: Interface {
+                    name: first.to_owned(),
+                    mac,
+                    mtu,
+                    v4: Some(v4),
+                    v6,
+                    internal: false,
+                    embedded_dns: false,
+                    keep_routes: false,
+                },
+                config: EndpointConfig { mtu, guest_mac: mac, v4: Some(v4), v6, ..template.config.clone() },
+                source: Source::Own(crate::runtime::network_process),
+                hosts: Vec::new(),
+            }]);
         }
-        let mac = self.own_mac.then_some(self.guest_mac);
-        let asked = std::mem::take(&mut self.asked);
-        let joining = run_named::take(runtime_dir, network, asked, who, mac, (interface, ports))?;
-        let has_v6 = self.v6.is_some();
-        (self.v4, self.v6) = joining.plans()?;
-        self.v6 = self.v6.filter(|_| has_v6);
-        self.guest_mac = joining.lease().mac;
-        self.add_host.extend(joining.links.iter().cloned());
+        let main = run_named::main(&self.networks, self.ipv6).map(|network| network.id.clone());
+        let who = Who { id: &self.id, name: &self.name, hostname: &self.hostname };
+        let mut places = Vec::new();
+        for (at, (network, asked)) in self.networks.iter().enumerate() {
+            let interface = if at == 0 { first.to_owned() } else { format!("eth{at}") };
+            let published = Some(&network.id) == main.as_ref() && !network.internal;
+            let ports = listeners.iter().filter(|_| published).map(|(listener, _)| *listener).collect();
+            let mut place = place::take(runtime_dir, network, asked.clone(), who, &interface, ports, template)
+                .map_err(|error| run_named::failure(&error))?;
+            self.add_host.append(&mut place.hosts);
+            places.push(place);
+        }
         let usage = |error: desired::DesiredError| Failure::usage(error.to_string());
-        let mut settings = self.desired.dns().clone();
-        settings.options.clone_from(&self.dns_options);
-        self.desired = Desired::new(settings, &self.add_host, &desired::Limits::default()).map_err(usage)?;
-        Ok(joining)
+        let limits = desired::Limits::default();
+        self.desired = Desired::new(self.desired.dns().clone(), &self.add_host, &limits).map_err(usage)?;
+        Ok(places)
     }
 
     /// What the state file tells of it, before it runs.
-    fn about(&self, about: About) -> About {
-        let mut addresses = vec![Address {
-            address: self.v4.guest.into(),
-            prefix_len: self.v4.subnet.prefix_len(),
-            gateway: self.v4.gateway.into(),
-        }];
-        addresses.extend(self.v6.map(|plan| Address {
-            address: plan.guest.into(),
-            prefix_len: plan.subnet.prefix_len(),
-            gateway: plan.gateway.into(),
-        }));
-        let mac = self.guest_mac.0.map(|byte| format!("{byte:02x}")).join(":");
-        let attachment = |mac, addresses| vec![Attachment { network: self.mode.name(), mac, addresses }];
+    fn about(&self, about: About, places: &[Place]) -> About {
+        let nothing = || vec![Attachment { network: self.mode.name(), ..Attachment::default() }];
         About {
             created: Some(state::now()),
             hostname: self.hostname.clone(),
             network_mode: self.mode.name(),
             networks: match &self.mode {
-                NetworkMode::Private | NetworkMode::Named(_) => attachment(mac, addresses),
-                NetworkMode::None | NetworkMode::Host => attachment(String::new(), Vec::new()),
+                NetworkMode::Private | NetworkMode::Named(_) => places.iter().map(Place::attachment).collect(),
+                NetworkMode::None | NetworkMode::Host => nothing(),
                 NetworkMode::Container(_) => Vec::new(),
             },
             ..about
@@ -435,15 +442,17 @@ fn words_or(what: &str, given: &[String], host: Vec<String>) -> Result<Vec<Strin
 }
 
 /// `NAME:IP`, `NAME=IP`; IP may be in brackets, or `host-gateway`.
-fn parse_add_host(text: &str, mode: &NetworkMode, v4: &PlanV4) -> Result<(String, IpAddr), Failure> {
+fn parse_add_host(text: &str, mode: &NetworkMode, gateway: Option<Ipv4Addr>) -> Result<(String, IpAddr), Failure> {
     let bad = |why: &str| Failure::usage(format!("host entry '{text}' {why}; write NAME:IP or NAME:host-gateway"));
     let (name, address) = text.split_once([':', '=']).ok_or_else(|| bad("has no address"))?;
     check_hostname(name).map_err(|_| bad("has no usable name"))?;
     if address == "host-gateway" {
         return match mode {
-            NetworkMode::None => Err(bad("has no gateway to name: there is none with --network none")),
             NetworkMode::Host => Ok((name.to_owned(), IpAddr::V4(Ipv4Addr::LOCALHOST))),
-            _ => Ok((name.to_owned(), IpAddr::V4(v4.gateway))),
+            _ => match gateway {
+                Some(gateway) => Ok((name.to_owned(), IpAddr::V4(gateway))),
+                None => Err(bad("has no gateway to name: there is none with --network none")),
+            },
         };
     }
     let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);

@@ -108,14 +108,20 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
     let text = |address: Option<&Address>, which: fn(&Address) -> String| address.map(which).unwrap_or_default();
     let (v4, v6) = (of(false), of(true));
     let (address, gateway) = (|a: &Address| a.address.to_string(), |a: &Address| a.gateway.to_string());
+    let list = |names: &[String]| if names.is_empty() { Value::Null } else { json!(names) };
+    // What was asked for, as Docker has it: null if nothing was.
+    let mut asked = Map::new();
+    for (name, address) in [("IPv4Address", attachment.ip), ("IPv6Address", attachment.ip6)] {
+        asked.extend(address.map(|address| (name.to_owned(), json!(address))));
+    }
     json!({
-        "IPAMConfig": null,
-        "Links": null,
-        "Aliases": null,
+        "IPAMConfig": if asked.is_empty() { Value::Null } else { Value::Object(asked) },
+        "Links": list(&attachment.links),
+        "Aliases": list(&attachment.aliases),
         "DriverOpts": null,
-        "GwPriority": 0,
-        "NetworkID": "",
-        "EndpointID": "",
+        "GwPriority": attachment.gw_priority,
+        "NetworkID": attachment.network_id,
+        "EndpointID": if runs { attachment.endpoint_id.as_str() } else { "" },
         "Gateway": text(v4, gateway),
         "IPAddress": text(v4, address),
         "MacAddress": if runs { attachment.mac.as_str() } else { "" },
@@ -123,7 +129,7 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
         "IPv6Gateway": text(v6, gateway),
         "GlobalIPv6Address": text(v6, address),
         "GlobalIPv6PrefixLen": v6.map_or(0, |a| a.prefix_len),
-        "DNSNames": null,
+        "DNSNames": list(&attachment.names),
     })
 }
 
@@ -160,6 +166,11 @@ mod tests {
                 network: "private".to_owned(),
                 mac: "02:42:0a:00:02:64".to_owned(),
                 addresses,
+                endpoint_id: "e".repeat(64),
+                aliases: vec!["db".to_owned()],
+                ip: Some([10, 0, 2, 100].into()),
+                gw_priority: 3,
+                ..Attachment::default()
             }],
             detached: true,
             attached: None,
@@ -181,6 +192,9 @@ mod tests {
         let network = &value["NetworkSettings"]["Networks"]["private"];
         assert_eq!((&network["IPAddress"], &network["IPPrefixLen"]), (&json!("10.0.2.100"), &json!(24)));
         assert_eq!((&network["GlobalIPv6Address"], &network["IPv6Gateway"]), (&json!("fd00::64"), &json!("fd00::2")));
+        assert_eq!((&network["GwPriority"], &network["Aliases"]), (&json!(3), &json!(["db"])));
+        assert_eq!((&network["IPAMConfig"], &network["Links"]), (&json!({ "IPv4Address": "10.0.2.100" }), &Value::Null));
+        assert_eq!(network["EndpointID"].as_str().map(str::len), Some(64));
         assert_eq!(value["LogPath"], "/state/logs/0123456789ab.log");
     }
 

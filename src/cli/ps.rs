@@ -362,8 +362,8 @@ mod tests {
                 network_mode: "private".to_owned(),
                 networks: vec![Attachment {
                     network: "private".to_owned(),
-                    mac: String::new(),
                     addresses: vec![address],
+                    ..Attachment::default()
                 }],
                 ..About::default()
             },

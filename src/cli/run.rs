@@ -20,7 +20,6 @@ use super::{FAILURE, Failure};
 use crate::network::resolv;
 use crate::sandbox::command::Start;
 use crate::sandbox::inside::{INTERFACE, Scope, Setup};
-use crate::sandbox::interface::Interface;
 use crate::sandbox::mapping::Maps;
 use crate::sandbox::monitor::{self, Plan};
 use crate::sandbox::state::About;
@@ -80,8 +79,9 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
     let shares_terminal = jobs::shares_terminal();
     let foreground = shares_terminal && jobs::is_interactive();
     let (hosts, resolv_conf) = files(&endpoint);
-    let hidden = [Some(runtime_dir), state::lasting_dir()].into_iter().flatten().collect();
+    let hidden = [Some(runtime_dir.clone()), state::lasting_dir()].into_iter().flatten().collect();
     let plan = Plan {
+        runtime_dir,
         setup: Setup {
             scope: match (&endpoint.mode, joining) {
                 (_, Some(joining)) => Scope::Joined(joining.donor),
@@ -89,18 +89,11 @@ fn run(args: RunArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
                 (NetworkMode::Host, _) => Scope::Host,
                 _ => Scope::Interface,
             },
-            interface: Interface {
-                name: INTERFACE.to_owned(),
-                mac: endpoint.guest_mac,
-                mtu: endpoint.mtu,
-                v4: station.endpoint.v4,
-                v6: station.endpoint.v6,
-                internal: endpoint.internal,
-                embedded_dns: endpoint.embedded_dns,
-                keep_routes: false,
-            },
+            interfaces: Vec::new(),
+            order: Vec::new(),
             hostname: endpoint.hostname,
             hosts,
+            plain_resolv_conf: resolv_conf.clone(),
             resolv_conf,
             hidden,
             own_pids,
@@ -141,12 +134,12 @@ struct Wanted {
 
 impl Wanted {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
-        let mode = NetworkMode::of(&args.endpoint.network)?;
+        let (mode, networks) = NetworkMode::of(&args.endpoint.network)?;
         // What cannot be read is refused before what does not fit.
-        super::run_named::Asked::parse(&args.endpoint)?;
+        super::run_named::options(&args.endpoint)?;
         mode.check(args)?;
         let names = Names { hostname: args.hostname.as_deref(), search: &args.dns_search, options: &args.dns_option };
-        let endpoint = Endpoint::check(&args.endpoint, mode, &names)?;
+        let endpoint = Endpoint::check(&args.endpoint, (mode, networks), &names)?;
         let own_pids = match args.pid.as_str() {
             "private" => true,
             "host" => false,
@@ -173,26 +166,19 @@ impl Wanted {
     }
 }
 
-/// Texts of /etc/hosts and /etc/resolv.conf; None where the host's own are to be seen, or another sandbox's.
+/// Texts of /etc/hosts and /etc/resolv.conf; None where the host's own are to be seen, or another sandbox's, or where the monitor
+/// knows what stands in them.
 fn files(endpoint: &Endpoint) -> (Option<String>, Option<String>) {
-    let own_hosts = |v4, v6| hosts_files::hosts_text(&endpoint.hostname, v4, v6, &endpoint.add_host);
+    let lines =
+        || endpoint.add_host.iter().map(|(name, address)| hosts_files::host_line(*address, name)).collect::<Vec<_>>();
     match &endpoint.mode {
-        NetworkMode::Private | NetworkMode::Named(_) => {
-            let mut resolvers = vec![IpAddr::V4(endpoint.v4.dns)];
-            resolvers.extend(endpoint.v6.map(|plan| IpAddr::V6(plan.dns)));
-            if let Some(shared) = &endpoint.resolvers {
-                resolvers.clone_from(shared);
-            }
-            let resolv_conf = resolv::render(&resolvers, &endpoint.dns_search, &endpoint.dns_options);
-            (Some(own_hosts(Some(&endpoint.v4), endpoint.v6.as_ref())), Some(resolv_conf))
-        }
-        NetworkMode::None => (Some(own_hosts(None, None)), resolv_conf_of_host(endpoint)),
+        NetworkMode::Private | NetworkMode::Named(_) => (None, None),
+        NetworkMode::None => (Some(hosts_files::hosts_text(&lines())), resolv_conf_of_host(endpoint)),
         NetworkMode::Host => {
             let hosts = (!endpoint.add_host.is_empty()).then(|| {
                 let mut text = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-                for (name, address) in &endpoint.add_host {
-                    text =
-                        text.trim_end_matches('\n').to_owned() + "\n" + &hosts_files::host_line(*address, name) + "\n";
+                for line in lines() {
+                    text = text.trim_end_matches('\n').to_owned() + "\n" + &line + "\n";
                 }
                 text
             });
@@ -205,13 +191,14 @@ fn files(endpoint: &Endpoint) -> (Option<String>, Option<String>) {
 /// The host's, unless something in it is to be different.
 fn resolv_conf_of_host(endpoint: &Endpoint) -> Option<String> {
     let host = host_dns::read(Path::new(host_dns::RESOLV_CONF));
-    let given = endpoint.desired.dns().servers.as_ref();
-    if given.is_none() && endpoint.dns_search == host.search && endpoint.dns_options == host.options {
+    let settings = endpoint.desired.dns();
+    let given = settings.servers.as_ref();
+    if given.is_none() && settings.search == host.search && settings.options == host.options {
         return None;
     }
     let servers: Vec<IpAddr> =
         given.cloned().unwrap_or_else(|| host_dns::servers(&host)).iter().map(SocketAddr::ip).collect();
-    Some(resolv::render(&servers, &endpoint.dns_search, &endpoint.dns_options))
+    Some(resolv::render(&servers, &settings.search, &settings.options))
 }
 
 /// What `--user` comes to on this machine.
@@ -303,16 +290,17 @@ mod tests {
         assert_eq!(wanted.endpoint.id.len(), 12);
         assert!(wanted.endpoint.id.bytes().all(|b| b.is_ascii_hexdigit()));
         assert_eq!((&wanted.endpoint.name, &wanted.endpoint.hostname), (&wanted.endpoint.id, &wanted.endpoint.id));
-        assert_eq!(wanted.endpoint.mtu, 65520);
-        assert_eq!(wanted.endpoint.v4.guest, std::net::Ipv4Addr::new(10, 0, 2, 100));
-        assert!(wanted.endpoint.v6.is_some_and(|plan| plan.guest.is_unique_local()));
+        let private = wanted.endpoint.private.unwrap_or_else(|| panic!("no network of its own"));
+        assert_eq!(private.mtu, 65520);
+        assert_eq!(private.v4.guest, std::net::Ipv4Addr::new(10, 0, 2, 100));
+        assert!(private.v6.is_some_and(|plan| plan.guest.is_unique_local()));
         assert!(wanted.own_pids && wanted.endpoint.desired.dns().servers.is_none());
         assert_ne!(check("").map(|w| w.endpoint.id).ok(), Some(wanted.endpoint.id));
     }
 
     #[test]
     fn habits_are_accepted() {
-        assert!(check("-it --rm --net private --network=private").is_ok());
+        assert!(check("-it --rm --net private").is_ok());
         for mode in ["none", "host", "container:x"] {
             assert!(check(&format!("--network {mode}")).is_ok_and(|w| w.endpoint.mode.name() == mode));
         }
@@ -353,7 +341,7 @@ mod tests {
 
     #[test]
     fn ipv6_off_lowers_the_mtu_limit() {
-        assert!(check("--ipv6=off --mtu 1000").is_ok_and(|w| w.endpoint.v6.is_none() && w.endpoint.mtu == 1000));
+        assert!(check("--ipv6=off --mtu 1000").is_ok_and(|w| w.endpoint.private.is_some_and(|own| own.v6.is_none() && own.mtu == 1000)));
     }
 
     #[test]

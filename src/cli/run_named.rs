@@ -1,87 +1,135 @@
-//! `tapway run --network NAME`: a sandbox on a network that others are on as well.
+//! `tapway run --network NAME…`: the networks of a sandbox that others are on as well, as they are typed.
 //!
-//! In two steps. What the network is (its definition) is looked up before anything is done, since it says what goes with it;
-//! the sandbox's place there (its lease) is taken when ports and name are had, and is given back when the sandbox ends.
-//! Texts are Docker's.
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+//! | typed | |
+//! |---|---|
+//! | `--network web` | the network `web`; `--ip`, `--ip6`, `--network-alias`, `--link` and `--mac-address` are about the first |
+//! | `--network name=db,alias=cache,ip=172.19.0.9` | the same with what is asked of this one |
+//!
+//! What the networks are (their definitions) is looked up before anything is done, since it says what goes with them; the sandbox's
+//! places there are taken when ports and name are had (`sandbox::place`). Texts are Docker's.
 
 use super::endpoint_args::EndpointArgs;
-use super::network::store;
 use super::{FAILURE, Failure};
-use crate::network::config::{
-    Link, Listener, Membership, NetworkConfig, PlanV4, PlanV6, first_ms, linger_ms, max_members,
-};
 use crate::network::definition::Network;
-use crate::network::lease::{Lease, Wanted};
+use crate::network::gateway::Rank;
 use crate::network::plan;
 use crate::network::publish::Publish;
-use crate::sandbox::leases::{HeldLease, LeaseError, Leases};
-use crate::sandbox::shared::Shared;
-use crate::sandbox::uplink::Member;
-use crate::stack::policy::EMBEDDED_DNS;
+use crate::sandbox::place::{self, Asked, PlaceError};
 
-/// What is asked of the network on the command line.
+/// One value of `--network`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
-    ip: Option<Ipv4Addr>,
-    ip6: Option<Ipv6Addr>,
-    aliases: Vec<String>,
-    links: Vec<(String, String)>,
+pub struct Typed {
+    /// Name or id.
+    pub name: String,
+    /// What is asked of it.
+    pub asked: Asked,
 }
 
-impl Asked {
-    /// Reads it.
-    pub fn parse(args: &EndpointArgs) -> Result<Self, Failure> {
-        let bad = |option: &str, text: &str| Failure::usage(format!("invalid {option} address: {text}"));
-        let ip = args.ip.as_ref().map(|text| text.parse().map_err(|_| bad("IPv4", text))).transpose()?;
-        let ip6 = args.ip6.as_ref().map(|text| text.parse().map_err(|_| bad("IPv6", text))).transpose()?;
-        let link = |text: &String| {
-            let (name, alias) = text.split_once(':').unwrap_or((text, text));
-            if name.is_empty() || alias.is_empty() || alias.contains(':') {
-                return Err(Failure::usage(format!("bad format for links: {text}")));
-            }
-            Ok((name.trim_start_matches('/').to_owned(), alias.to_owned()))
-        };
-        let links = args.link.iter().map(link).collect::<Result<_, _>>()?;
-        Ok(Self { ip, ip6, aliases: args.network_alias.clone(), links })
+/// What `run` refuses of a place: usage errors are the command line's fault.
+pub fn failure(error: &PlaceError) -> Failure {
+    match error {
+        PlaceError::BadLink(_) => Failure::usage(error.to_string()),
+        _ => Failure::runtime(error),
     }
 }
 
-/// The network of that name or id, on which a sandbox can be.
-pub fn find(typed: &str) -> Result<Network, Failure> {
-    store().find(typed).map_err(|error| Failure::runtime(&error))
-}
-
-/// The address plan of a network's members, without the member's own address, which `guest` stands for.
-pub fn plans(network: &Network, guest: Option<&Lease>) -> Result<(PlanV4, Option<PlanV6>), Failure> {
-    let Some((config, subnet)) = network.v4() else {
-        return Err(Failure { code: FAILURE, line: format!("network {} has no IPv4 subnet", network.name) });
-    };
-    let IpAddr::V4(gateway) = config.gateway else {
-        return Err(Failure { code: FAILURE, line: format!("network {} has no IPv4 gateway", network.name) });
-    };
-    let v4 = PlanV4 { subnet, gateway, dns: gateway, guest: guest.map_or(gateway, |lease| lease.v4) };
-    let v6 = network.v6().and_then(|(config, subnet)| match config.gateway {
-        IpAddr::V6(gateway) => {
-            let guest = guest.map_or(Some(gateway), |lease| lease.v6)?;
-            let gateway_link_local = plan::GATEWAY_LINK_LOCAL;
-            Some(PlanV6 { subnet, gateway, gateway_link_local, dns: gateway, guest })
+impl Typed {
+    /// Reads one.
+    pub fn parse(text: &str) -> Result<Self, Failure> {
+        let mut typed = Self::default();
+        if !text.contains('=') {
+            text.clone_into(&mut typed.name);
+            return Ok(typed);
         }
-        IpAddr::V4(_) => None,
-    });
-    Ok((v4, v6))
+        let bad = |line: String| Failure::usage(format!("invalid argument \"{text}\" for \"--network\": {line}"));
+        for field in text.split(',') {
+            let (key, value) = field.split_once('=').ok_or_else(|| bad(format!("invalid field {field}")))?;
+            let asked = &mut typed.asked;
+            match key.trim().to_ascii_lowercase().as_str() {
+                "name" => value.clone_into(&mut typed.name),
+                "alias" => asked.aliases.push(value.to_owned()),
+                "ip" => asked.ip = Some(value.parse().map_err(|_| bad(format!("invalid IPv4 address: {value}")))?),
+                "ip6" => asked.ip6 = Some(value.parse().map_err(|_| bad(format!("invalid IPv6 address: {value}")))?),
+                "mac-address" => {
+                    asked.mac = Some(plan::parse_mac(value).map_err(|error| bad(error.to_string()))?);
+                }
+                "gw-priority" => {
+                    asked.gw_priority =
+                        value.parse().map_err(|_| bad(format!("invalid gw-priority ({value}): give a whole number")))?;
+                }
+                "driver-opt" | "link-local-ip" => {
+                    return Err(bad(format!("{key} is not supported by tapway; leave it out")));
+                }
+                _ => return Err(bad(format!("invalid field key {key}"))),
+            }
+        }
+        if typed.name.is_empty() {
+            return Err(bad("network name/id is not specified".to_owned()));
+        }
+        Ok(typed)
+    }
 }
 
-/// MTU of its members' interfaces.
-pub fn mtu(network: &Network) -> u16 {
-    network.mtu().unwrap_or(plan::DEFAULT_MTU)
+/// What the options that are about the first network ask of it.
+pub fn options(args: &EndpointArgs) -> Result<Asked, Failure> {
+    let bad = |option: &str, text: &str| Failure::usage(format!("invalid {option} address: {text}"));
+    let mac = args.mac_address.as_deref().map(plan::parse_mac).transpose();
+    Ok(Asked {
+        ip: args.ip.as_ref().map(|text| text.parse().map_err(|_| bad("IPv4", text))).transpose()?,
+        ip6: args.ip6.as_ref().map(|text| text.parse().map_err(|_| bad("IPv6", text))).transpose()?,
+        mac: mac.map_err(|error| Failure::usage(error.to_string()))?,
+        aliases: args.network_alias.clone(),
+        links: args.link.iter().map(|link| Asked::parse_link(link)).collect::<Result<_, _>>().map_err(|e| failure(&e))?,
+        gw_priority: 0,
+    })
 }
 
-/// Where its members ask for names, and whether that is the address of Docker's containers.
-pub fn resolvers(network: &Network, v4: &PlanV4) -> (Vec<IpAddr>, bool) {
-    if network.is_default() { (vec![v4.gateway.into()], false) } else { (vec![EMBEDDED_DNS.into()], true) }
+/// All that is asked of the first network, here or there.
+pub fn merge(typed: Asked, options: Asked) -> Result<Asked, Failure> {
+    for (both, what) in [
+        (!typed.aliases.is_empty() && !options.aliases.is_empty(), "--network-alias and per-network alias"),
+        (typed.ip.is_some() && options.ip.is_some(), "--ip and per-network IPv4 address"),
+        (typed.ip6.is_some() && options.ip6.is_some(), "--ip6 and per-network IPv6 address"),
+        (typed.mac.is_some() && options.mac.is_some(), "--mac-address and per-network MAC address"),
+    ] {
+        if both {
+            return Err(Failure::usage(format!("conflicting options: cannot specify both {what}")));
+        }
+    }
+    Ok(Asked {
+        ip: typed.ip.or(options.ip),
+        ip6: typed.ip6.or(options.ip6),
+        mac: typed.mac.or(options.mac),
+        aliases: [typed.aliases, options.aliases].concat(),
+        links: options.links,
+        gw_priority: typed.gw_priority,
+    })
+}
+
+/// The networks, none of them twice.
+pub fn find(typed: &[Typed]) -> Result<Vec<(Network, Asked)>, Failure> {
+    let mut found: Vec<(Network, Asked)> = Vec::new();
+    for Typed { name, asked } in typed {
+        let network = place::store().find(name).map_err(|error| Failure::runtime(&error))?;
+        if network.ipam.is_empty() {
+            let line = format!("the network {} has no members; give it as the only --network", network.name);
+            return Err(Failure { code: FAILURE, line });
+        }
+        if found.iter().any(|(other, _)| other.id == network.id) {
+            return Err(Failure::usage(format!("network \"{name}\" is specified multiple times")));
+        }
+        found.push((network, asked.clone()));
+    }
+    Ok(found)
+}
+
+/// The one that will be the gateway, or, where none leads out, the first in the order of ranks.
+pub fn main(networks: &[(Network, Asked)], ipv6: bool) -> Option<&Network> {
+    let rank = |(network, asked): &&(Network, Asked)| {
+        let rank = Rank::new(asked.gw_priority, network.internal, ipv6 && network.v6().is_some(), &network.name);
+        (!rank.leads_out(), rank)
+    };
+    networks.iter().min_by_key(rank).map(|(network, _)| network)
 }
 
 /// Ports of a network say where they are bound if they do not themselves; those of an internal one go nowhere.
@@ -96,105 +144,51 @@ pub fn bind_where_it_says(network: &Network, ports: &mut Vec<Publish>) {
     }
 }
 
-/// A sandbox that is about to join.
-#[derive(Debug)]
-pub struct Joining {
-    network: Network,
-    leases: Leases,
-    lease: HeldLease,
-    /// What links are called, and where.
-    pub links: Vec<(String, IpAddr)>,
-    membership: Membership,
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
 
-/// Takes a place on the network.
-pub fn take(
-    runtime_dir: &Path,
-    network: Network,
-    asked: Asked,
-    (id, name, hostname): (&str, &str, &str),
-    mac: Option<crate::network::config::Mac>,
-    (interface, ports): (&str, Vec<Listener>),
-) -> Result<Joining, Failure> {
-    let refused = |error: LeaseError| Failure::runtime(&error);
-    let leases = Leases::open(runtime_dir, &network);
-    let (links, targets) = find_links(&network, &leases, &asked.links)?;
-    let wanted = Wanted {
-        sandbox_id: id.to_owned(),
-        sandbox_name: name.to_owned(),
-        pid: std::process::id(),
-        ip: asked.ip,
-        ip6: asked.ip6,
-        mac,
-        aliases: asked.aliases,
-        hostname: hostname.to_owned(),
-        interface: interface.to_owned(),
-        ports,
-        gw_priority: 0,
-    };
-    let lease = leases.take(&store(), &network, &wanted).map_err(refused)?;
-    // The default network has no names that others could ask for; its links need something to go by all the same.
-    let mut names = lease.lease().names.clone();
-    if names.is_empty() {
-        names = vec![name.to_owned(), id.to_owned()];
-        names.dedup();
-    }
-    let membership = Membership { names, links: targets };
-    Ok(Joining { network, leases, lease, links, membership })
-}
-
-/// What `--link` comes to: lines of the hosts file on the default network, aliases elsewhere.
-#[allow(clippy::type_complexity, reason = "read at one place")]
-fn find_links(
-    network: &Network,
-    leases: &Leases,
-    links: &[(String, String)],
-) -> Result<(Vec<(String, IpAddr)>, Vec<Link>), Failure> {
-    let link = |(target, alias): &(String, String)| Link { target: target.clone(), alias: alias.clone() };
-    let targets = links.iter().map(link).collect();
-    if !network.is_default() || links.is_empty() {
-        return Ok((Vec::new(), targets));
-    }
-    let live = leases.live();
-    let mut hosts = Vec::new();
-    for (target, alias) in links {
-        let found = live.iter().find(|lease| lease.sandbox_name == *target || lease.sandbox_id.starts_with(target));
-        let Some(lease) = found else {
-            return Err(super::run_network::no_link(target));
-        };
-        let mut names = vec![alias.clone(), lease.sandbox_id.clone(), lease.sandbox_name.clone()];
-        names.dedup();
-        hosts.extend(names.into_iter().map(|name| (name, IpAddr::V4(lease.v4))));
-    }
-    Ok((hosts, targets))
-}
-
-impl Joining {
-    /// The place.
-    pub fn lease(&self) -> &Lease {
-        self.lease.lease()
+    #[test]
+    fn networks_as_they_are_typed() {
+        assert_eq!(Typed::parse("web"), Ok(Typed { name: "web".to_owned(), asked: Asked::default() }));
+        let text = "name=db,alias=a,alias=b,ip=172.19.0.9,ip6=fd00::9,mac-address=02:00:00:00:00:01,gw-priority=-3";
+        let typed = Typed::parse(text).unwrap();
+        assert_eq!(typed.name, "db");
+        assert_eq!(typed.asked.aliases, ["a", "b"]);
+        assert_eq!(typed.asked.ip, Some([172, 19, 0, 9].into()));
+        assert_eq!(typed.asked.ip6, Some("fd00::9".parse().unwrap()));
+        assert_eq!(typed.asked.mac.unwrap().to_string(), "02:00:00:00:00:01");
+        assert_eq!(typed.asked.gw_priority, -3);
+        for (bad, why) in [
+            ("name=", "network name/id is not specified"),
+            ("alias=x", "network name/id is not specified"),
+            ("name=x,y", "invalid field y"),
+            ("name=x,colour=red", "invalid field key colour"),
+            ("name=x,ip=1.2.3", "invalid IPv4 address: 1.2.3"),
+            ("name=x,ip6=::g", "invalid IPv6 address: ::g"),
+            ("name=x,mac-address=1", "1"),
+            ("name=x,gw-priority=high", "invalid gw-priority (high)"),
+            ("name=x,driver-opt=a=b", "driver-opt is not supported"),
+        ] {
+            let failure = Typed::parse(bad).unwrap_err();
+            assert!(failure.line.contains(why) && failure.line.contains("\"--network\""), "{failure:?}");
+        }
     }
 
-    /// The address plan.
-    pub fn plans(&self) -> Result<(PlanV4, Option<PlanV6>), Failure> {
-        plans(&self.network, Some(self.lease()))
-    }
-
-    /// What the monitor needs.
-    pub fn member(self) -> Member {
-        let Self { network, leases, lease, membership, .. } = self;
-        let config = NetworkConfig {
-            id: network.id.clone(),
-            name: network.name.clone(),
-            mtu: mtu(&network),
-            internal: network.internal,
-            icc: network.icc(),
-            masquerade: network.masquerade(),
-            names: !network.is_default(),
-            max_members: max_members(),
-            linger_ms: linger_ms(),
-            first_ms: first_ms(),
-        };
-        Member { shared: Shared::new(leases.dir(), config), lease, membership }
+    #[test]
+    fn what_is_asked_twice() {
+        let typed = Typed::parse("name=x,alias=a,ip=1.2.3.4,ip6=::1,mac-address=02:00:00:00:00:01").unwrap().asked;
+        for (option, line) in [
+            (Asked { aliases: vec!["b".to_owned()], ..Asked::default() }, "--network-alias and per-network alias"),
+            (Asked { ip: typed.ip, ..Asked::default() }, "--ip and per-network IPv4 address"),
+            (Asked { ip6: typed.ip6, ..Asked::default() }, "--ip6 and per-network IPv6 address"),
+            (Asked { mac: typed.mac, ..Asked::default() }, "--mac-address and per-network MAC address"),
+        ] {
+            let failure = merge(typed.clone(), option).unwrap_err();
+            assert_eq!(failure.line, format!("conflicting options: cannot specify both {line}"));
+        }
+        let both = merge(typed.clone(), Asked { links: vec![("a".into(), "b".into())], ..Asked::default() }).unwrap();
+        assert!(both.ip == typed.ip && both.links.len() == 1);
     }
 }

@@ -16,15 +16,20 @@ use nix::sched::CloneFlags;
 
 use super::endpoint_args::EndpointArgs;
 use super::run_args::RunArgs;
+use super::run_named::Typed;
 use super::target::{self, Target};
 use super::{FAILURE, Failure};
 use crate::api::verbs::life::{NamespaceKind, Namespaces};
 use crate::sandbox::join::Donor;
+use crate::sandbox::place::{self, Asked};
 use crate::sandbox::state::Sandbox;
 use crate::sandbox::users::{Identity, UserChoice};
 use crate::sandbox::{life, state};
 
-/// A value of `--network`.
+/// The network of sandboxes that name none.
+const DEFAULT_NETWORK: &str = "bridge";
+
+/// What `--network` comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetworkMode {
     /// A network of its own.
@@ -35,20 +40,37 @@ pub enum NetworkMode {
     Host,
     /// That of the sandbox of this name or id.
     Container(String),
-    /// One of this name.
+    /// One of this name, and perhaps others beside it.
     Named(String),
 }
 
 impl NetworkMode {
-    /// Reads all that was given.
-    pub fn of(given: &[String]) -> Result<Self, Failure> {
-        match given {
-            [first, others @ ..] if others.iter().all(|other| other == first) => Self::parse(first),
-            _ => Err(Failure::usage(format!(
-                "a sandbox is on one network for now, and --network names several: {}; leave all but one out",
-                given.join(", ")
-            ))),
+    /// Reads all that was given: the mode, and the networks where that is to be on some.
+    pub fn of(given: &[String]) -> Result<(Self, Vec<Typed>), Failure> {
+        let networks = given.iter().map(|text| Typed::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let Some((first, others)) = networks.split_first() else {
+            return Err(Failure::usage("--network names no network"));
+        };
+        let mode = Self::parse(&first.name)?;
+        for (at, other) in others.iter().enumerate() {
+            if networks[..=at].iter().any(|earlier| earlier.name == other.name) {
+                return Err(Failure::usage(format!("network \"{}\" is specified multiple times", other.name)));
+            }
         }
+        let is_made = |mode: &Self| matches!(mode, Self::Named(name) if name != DEFAULT_NETWORK);
+        if !others.is_empty() {
+            for other in &networks {
+                if !is_made(&Self::parse(&other.name)?) {
+                    return Err(Failure::usage(
+                        "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+                    ));
+                }
+            }
+        }
+        if !matches!(mode, Self::Named(_)) && first.asked != Asked::default() {
+            return Err(Failure::usage(format!("the network mode {} takes nothing but its name", mode.name())));
+        }
+        Ok((mode, networks))
     }
 
     /// Reads one.
@@ -138,7 +160,8 @@ impl NetworkMode {
                 return refused("network-scoped aliases are only supported for user-defined networks");
             }
             if let Some(link) = args.link.first() {
-                return Err(no_link(link.split(':').next().unwrap_or(link)));
+                let dir = target::runtime_dir()?;
+                return Err(Failure::runtime(&place::no_link(&dir, link.split(':').next().unwrap_or(link))));
             }
         }
         Ok(())
@@ -159,16 +182,6 @@ impl NetworkMode {
             Self::Named(name) => name.clone(),
         }
     }
-}
-
-/// The refusal of a link to a sandbox that is not on the default network.
-pub fn no_link(name: &str) -> Failure {
-    let found = target::runtime_dir().ok().and_then(|dir| state::find(&dir, name).ok());
-    let line = match found {
-        None => format!("could not get container for {name}: No such container: {name}"),
-        Some(found) => format!("Cannot link to /{}, as it does not belong to the default network", found.name),
-    };
-    Failure { code: FAILURE, line }
 }
 
 /// Another sandbox, whose network is joined.
@@ -257,7 +270,7 @@ mod tests {
         let Action::Run(args) = Cli::try_parse_from(argv).unwrap_or_else(|error| panic!("{error}")).command else {
             panic!("not run")
         };
-        let mode = NetworkMode::of(&args.endpoint.network)?;
+        let (mode, _) = NetworkMode::of(&args.endpoint.network)?;
         mode.check(&args).map(|()| mode)
     }
 
@@ -277,6 +290,23 @@ mod tests {
             let line = NetworkMode::parse(text).map(|_| ()).map_err(|failure| failure.line);
             assert_eq!(line, Err("invalid network mode: invalid container format container:<name|id>".to_owned()));
         }
+    }
+
+    #[test]
+    fn several_networks() {
+        let of = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+            NetworkMode::of(&texts).map(|(mode, networks)| (mode.name(), networks.len())).map_err(|failure| failure.line)
+        };
+        assert_eq!(of(&["web", "name=db,alias=x"]), Ok(("web".to_owned(), 2)));
+        assert_eq!(of(&["bridge"]), Ok(("bridge".to_owned(), 1)));
+        assert_eq!(of(&["web", "db", "name=web"]), Err("network \"web\" is specified multiple times".to_owned()));
+        for mixed in [["web", "bridge"], ["host", "web"], ["web", "none"], ["private", "web"], ["web", "container:x"]] {
+            let line = "conflicting options: cannot attach both user-defined and non-user-defined network-modes";
+            assert_eq!(of(&mixed), Err(line.to_owned()), "{mixed:?}");
+        }
+        assert!(of(&["name=host,ip=1.2.3.4"]).is_err_and(|line| line.contains("nothing but its name")));
+        assert!(of(&[]).is_err());
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl Target {
         self.sandbox.as_ref().map_or(&self.typed, |sandbox| &sandbox.name)
     }
 
+    /// Whoever answers for it.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// What `error` means for whoever typed the command.
     pub fn failure(&self, verb: &str, error: &ClientError) -> Failure {
         let unknown = match error {

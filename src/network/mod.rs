@@ -4,7 +4,7 @@
 //! policy switches and the published ports. They cross the attach connection as JSON (see `api::attach`).
 //!
 //! Named networks: [`creation`] makes a [`definition`] of what was typed, with a subnet of [`pools`] if need be and
-//! [`options`]; a member's addresses come from [`ipam`] and are a [`lease`]. Files and locks are the monitor's
+//! [`options`]; a member's addresses come from [`ipam`] and are a [`lease`]; which of its networks is a sandbox's [`gateway`]. Files and locks are the monitor's
 //! (`sandbox::networks`, `sandbox::leases`).
 
 pub mod capture;
@@ -13,6 +13,7 @@ pub mod creation;
 pub mod definition;
 pub mod desired;
 pub mod directory;
+pub mod gateway;
 pub mod ipam;
 pub mod lease;
 pub mod options;

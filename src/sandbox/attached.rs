@@ -29,10 +29,10 @@ use super::interface::Interface;
 use super::jobs;
 use super::life::{self, Wish};
 use super::logs::output::{Abandoned, Output};
-use super::station::{self, Station, StationError};
+use super::station::{self, Said, Station, StationError};
 use super::uplink::UplinkError;
 use crate::api::error::{self, ApiError, Code};
-use crate::api::verbs::life::Stopped;
+use crate::api::verbs::{self, life::Stopped};
 use crate::telemetry::{self, strerror};
 
 /// The namespace.
@@ -70,8 +70,6 @@ pub struct Plan {
     pub station: station::Plan,
     /// The namespace.
     pub target: Target,
-    /// What is made there.
-    pub interface: Interface,
     /// Where the log goes, if not to the caller (`--detach`).
     pub output: Option<Output>,
 }
@@ -164,8 +162,8 @@ struct Attached {
 
 /// Attaches the namespace and stands by it to its end: the exit code. `up` is given the id when frames flow.
 pub fn run(plan: Plan, up: impl FnOnce(&str)) -> Result<u8, AttachedError> {
-    let Plan { station, target, interface, mut output } = plan;
-    let result = run_with(station, target, &interface, &mut output, up);
+    let Plan { station, target, mut output } = plan;
+    let result = run_with(station, target, &mut output, up);
     if let Some(output) = output {
         // It was never up, or everything of it is closed.
         let code = result.as_ref().map_or_else(AttachedError::exit_code, |&code| code);
@@ -177,7 +175,6 @@ pub fn run(plan: Plan, up: impl FnOnce(&str)) -> Result<u8, AttachedError> {
 fn run_with(
     plan: station::Plan,
     target: Target,
-    interface: &Interface,
     output: &mut Option<Output>,
     up: impl FnOnce(&str),
 ) -> Result<u8, AttachedError> {
@@ -188,9 +185,11 @@ fn run_with(
         Target::File(path) => Watched::file(path),
     };
     // First, so that it starts up while the kernel moves the interface.
-    let network = plan.source.open()?;
-    let mut station = Station::new(plan, network);
+    let mut station = Station::open(plan)?;
     station.desk.mode = "attach";
+    // What it gets there, at its only endpoint.
+    let interface = station.endpoints().first().map(|endpoint| endpoint.place.interface.clone());
+    let interface = &interface.ok_or_else(|| AttachedError::Refused("there is no network to attach to".to_owned()))?;
     let mut attached = Attached {
         station,
         interface: interface.name.clone(),
@@ -231,7 +230,7 @@ impl Attached {
         for note in &joined.notes {
             tracing::warn!("{note}");
         }
-        Ok(self.station.handle_tap(joined.tap, joined.offloads)?)
+        Ok(self.station.handle_tap(&self.interface, joined.tap, joined.offloads)?)
     }
 
     fn serve(&mut self, signals: &SignalFd, up: impl FnOnce(&str)) -> Result<u8, AttachedError> {
@@ -265,7 +264,15 @@ impl Attached {
                     return Err(AttachedError::Deleted { interface, target });
                 }
                 // Nobody of ours is inside, who could end the connections that a dead one had.
-                heard => drop(heard?),
+                heard => {
+                    let refusal = heard?.into_iter().find_map(|said| match said {
+                        Said::Refused(_, desc) => Some(desc),
+                        _ => None,
+                    });
+                    if let Some(desc) = refusal {
+                        return Err(StationError::Network(desc).into());
+                    }
+                }
             }
             if self.station.is_ready()
                 && let Some(up) = up.take()
@@ -279,6 +286,14 @@ impl Attached {
             }
             self.station.handle_clients(&woken);
             while let Some((key, request, fds)) = self.station.next_request() {
+                if verbs::connect::VERBS.contains(&request.verb.as_str()) {
+                    let desc = format!(
+                        "{}: {} was attached, which makes one interface; `tapway attach` it to the other network, too",
+                        request.verb, self.target
+                    );
+                    self.station.reply(key, ApiError::new(Code::Unsupported, desc).reply(), Vec::new());
+                    continue;
+                }
                 match life::read(&request.verb, request.arguments.clone()) {
                     Some(wish) => self.obey_life(key, &request.verb, wish),
                     None => self.station.obey(key, request, fds, "it is attached")?,

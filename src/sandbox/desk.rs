@@ -1,7 +1,9 @@
 //! What the control socket of a sandbox can ask for, done: the monitor's half of every verb.
 //!
 //! What is changed here stays asked: the ports with their sockets, the DNS settings, records and hosts are kept in the
-//! [`Desk`] and told to each network process anew ([`Desk::attach`]). What is to be seen, the network process is asked.
+//! [`Desk`] and told to each network process anew ([`Desk::attach`]). What is to be seen, the network process is asked. Of a
+//! sandbox on several networks each has an `endpoint::Endpoint` with a process: ports are served by that of the gateway, names are
+//! told to all, and what is to be seen is asked of one, which is the gateway's unless `network` names another (`sandbox::station`).
 //!
 //! | verb | done by |
 //! |---|---|
@@ -22,7 +24,6 @@
 mod names;
 mod ports;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -32,12 +33,13 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::captures::{Captures, Kept, Resumption};
+use super::captures::{Kept, Resumption};
 use super::control::Key;
 use super::edit::Edited;
-use super::link::Link;
+use super::endpoint::Endpoint;
+use super::place::Template;
 use super::published::{Bound, Published};
-use crate::api::attach::{AttachError, Context, FromNetwork, MAX_FDS, ToNetwork, VERSION};
+use crate::api::attach::{AttachError, Context, FromNetwork, ToNetwork, VERSION};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
@@ -45,7 +47,7 @@ use crate::api::verbs::capture::StopCapture;
 use crate::api::verbs::dns;
 use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
-use crate::network::config::{EndpointConfig, Listener, Membership};
+use crate::network::config::Listener;
 use crate::network::desired::Desired;
 use crate::telemetry;
 
@@ -78,7 +80,7 @@ pub struct Answered {
 
 /// What an answer of the network process is for.
 #[derive(Debug)]
-enum For {
+pub(super) enum For {
     /// The client, as it is.
     Client,
     /// `get_info`: to be added to this.
@@ -100,15 +102,15 @@ enum For {
 }
 
 #[derive(Debug)]
-struct Asked {
+pub(super) struct Asked {
     key: Key,
     what: For,
-    until: Duration,
+    pub(super) until: Duration,
 }
 
 /// A change of ports that the network process has not acknowledged.
 #[derive(Debug)]
-struct Change {
+pub(super) struct Change {
     key: Key,
     /// Ports that were bound for it.
     bound: Vec<u64>,
@@ -118,7 +120,7 @@ struct Change {
     reply: Vec<u8>,
     /// slirp4netns's shape is wanted for errors.
     legacy: bool,
-    until: Duration,
+    pub(super) until: Duration,
 }
 
 /// See the module.
@@ -126,8 +128,8 @@ struct Change {
 pub struct Desk {
     /// The sandbox.
     pub identity: Identity,
-    /// The endpoint, as it was planned.
-    pub endpoint: EndpointConfig,
+    /// What its endpoints have in common.
+    pub template: Template,
     /// Bound ports.
     pub ports: Published,
     /// Names.
@@ -136,76 +138,50 @@ pub struct Desk {
     pub host_servers: Vec<SocketAddr>,
     /// Where metrics are served, and the socket there.
     pub metrics: Option<(SocketAddr, Rc<OwnedFd>)>,
-    /// Process id of the network process; 0 if it is not this monitor's child.
-    pub network_pid: i32,
     /// `run`, or `attach`.
     pub mode: &'static str,
-    /// How the sandbox is a member of a shared network.
-    pub membership: Option<Membership>,
     /// Arguments of the last `set_log_level`.
     log_level: Option<Map<String, Value>>,
-    /// How often it has been replaced.
-    pub restarts: u32,
     /// Ports have changed since the state file was written.
     pub stale: bool,
     hosts_file: Option<Edited>,
     resolv_file: Option<Edited>,
+    /// The sandbox's networks as `get_info` tells of them.
+    networks: Vec<Value>,
+    /// Addresses of the sandbox and where it asks for names, as its files have them.
+    addresses: Vec<IpAddr>,
     resolvers: Vec<IpAddr>,
-    attached: bool,
-    asked: BTreeMap<u64, Asked>,
-    last_ask: u64,
-    changes: BTreeMap<u64, Change>,
-    last_change: u64,
-    /// Which change each acknowledgement that is to come belongs to; 0: none that anybody waits for.
-    listens: VecDeque<u64>,
-    unlistens: VecDeque<u64>,
-    captures: Captures,
-    /// Subscribers and their arguments.
-    subscribers: BTreeMap<Key, Map<String, Value>>,
-    /// Names or servers have changed and are to be told.
-    names_due: bool,
-    servers_due: bool,
+    /// One more with each change, which each network process is told.
+    names_version: u64,
+    servers_version: u64,
 }
 
 impl Desk {
     /// Of a sandbox that is about to begin.
     pub fn new(
         identity: Identity,
-        endpoint: EndpointConfig,
+        template: Template,
         listeners: Vec<(Listener, OwnedFd)>,
         desired: Desired,
         host_servers: Vec<SocketAddr>,
     ) -> Self {
-        let mut resolvers: Vec<IpAddr> = endpoint.v4.iter().map(|plan| plan.dns.into()).collect();
-        resolvers.extend(endpoint.v6.map(|plan| IpAddr::from(plan.dns)));
-        let ports = Published::new(listeners, endpoint.v4.map(|p| p.guest), endpoint.v6.map(|p| p.guest));
         Self {
             identity,
-            endpoint,
-            ports,
+            template,
+            ports: Published::new(listeners, None, None),
             desired,
             host_servers,
             metrics: None,
-            network_pid: 0,
             mode: "run",
-            membership: None,
             log_level: None,
-            restarts: 0,
             stale: false,
             hosts_file: None,
             resolv_file: None,
-            resolvers,
-            attached: false,
-            asked: BTreeMap::new(),
-            last_ask: 0,
-            changes: BTreeMap::new(),
-            last_change: 0,
-            listens: VecDeque::new(),
-            unlistens: VecDeque::new(),
-            captures: Captures::default(),
-            subscribers: BTreeMap::new(),
-            names_due: false,
-            servers_due: false,
+            networks: Vec::new(),
+            addresses: Vec::new(),
+            resolvers: Vec::new(),
+            names_version: 0,
+            servers_version: 0,
         }
     }
 
@@ -214,70 +190,67 @@ impl Desk {
         self.desired.dns().servers.clone().unwrap_or_else(|| self.host_servers.clone())
     }
 
-    /// Tells a new network process everything.
-    pub fn attach(
-        &mut self,
-        link: &mut Link,
-        tap: &Rc<OwnedFd>,
-        pcap: Option<&Rc<OwnedFd>>,
-    ) -> Result<(), AttachError> {
+    /// Tells a new network process everything; `pcap`: what the sandbox's frames are written to.
+    pub fn attach(&mut self, at: &mut Endpoint, pcap: Option<&Rc<OwnedFd>>) -> Result<(), AttachError> {
+        let Some(tap) = &at.tap else { return Ok(()) };
         let mut fds = vec![Rc::clone(tap)];
         fds.extend(pcap.cloned());
-        let endpoint = Box::new(self.endpoint.clone());
-        let membership = self.membership.clone().map(Box::new);
+        let endpoint = Box::new(at.config().clone());
+        let membership = at.membership().cloned().map(Box::new);
+        let link = &mut at.uplink.link;
         link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership }, fds)?;
-        if let Some((_, socket)) = &self.metrics {
+        if let Some((_, socket)) = self.metrics.as_ref().filter(|_| at.main) {
             link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
         }
-        self.listens.clear();
-        self.unlistens.clear();
-        for batch in self.ports.renumbered().chunks(MAX_FDS) {
-            self.listens.push_back(0);
-            ports::listen(link, batch)?;
+        at.listens.clear();
+        at.unlistens.clear();
+        at.told_ports = 0;
+        if at.gateway {
+            self.listen_all(at)?;
         }
-        self.tell_servers(link)?;
+        self.tell_servers(at)?;
         if !self.desired.zone_records().is_empty() {
-            self.tell_names(link)?;
+            self.tell_names(at)?;
         }
-        link.push(&ToNetwork::Start, Vec::new())?;
-        self.attached = true;
+        at.uplink.link.push(&ToNetwork::Start, Vec::new())?;
+        at.attached = true;
         Ok(())
-    }
-
-    /// Forgets subscribers that have left.
-    pub fn retain_subscribers(&mut self, is_there: impl Fn(Key) -> bool) {
-        self.subscribers.retain(|&key, _| is_there(key));
     }
 
     /// Hands every subscriber, and every capture that runs, to a network process that has just begun.
     pub fn resume(
         &mut self,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
         connection: impl Fn(Key) -> Option<OwnedFd>,
     ) -> Result<(), AttachError> {
         // One of our own has it from birth, being forked.
-        if let Some(arguments) = self.log_level.clone().filter(|_| self.membership.is_some()) {
-            self.last_ask += 1;
+        if let Some(arguments) = self.log_level.clone().filter(|_| at.membership().is_some()) {
+            at.last_ask += 1;
             let (verb, context) = ("set_log_level".to_owned(), Context::default());
-            link.push(&ToNetwork::Ask { id: self.last_ask, verb, arguments, context }, Vec::new())?;
+            at.uplink.link.push(&ToNetwork::Ask { id: at.last_ask, verb, arguments, context }, Vec::new())?;
         }
-        for (key, arguments) in self.subscribers.clone() {
+        for (key, arguments) in at.subscribers.clone() {
             let Some(fd) = connection(key) else { continue };
-            self.last_ask += 1;
-            let context = Context { resumed: true, ..Context::default() };
-            // Nobody waits for the answer.
-            let message = ToNetwork::Ask { id: self.last_ask, verb: "subscribe".to_owned(), arguments, context };
-            link.push(&message, vec![Rc::new(fd)])?;
+            Self::resubscribe(at, arguments, fd)?;
         }
-        for (number, Resumption { arguments, file, context }) in self.captures.resumptions() {
-            self.last_ask += 1;
-            let message = ToNetwork::Ask { id: self.last_ask, verb: "start_capture".to_owned(), arguments, context };
-            link.push(&message, vec![file])?;
+        for (number, Resumption { arguments, file, context }) in at.captures.resumptions() {
+            at.last_ask += 1;
+            let message = ToNetwork::Ask { id: at.last_ask, verb: "start_capture".to_owned(), arguments, context };
+            at.uplink.link.push(&message, vec![file])?;
             let what = For::CaptureResume(number);
-            self.asked.insert(self.last_ask, Asked { key: NOBODY, what, until: now + PATIENCE });
+            at.asked.insert(at.last_ask, Asked { key: NOBODY, what, until: now + PATIENCE });
         }
         Ok(())
+    }
+
+    /// Has a network process tell a subscriber that another has told until now.
+    pub fn resubscribe(at: &mut Endpoint, arguments: Map<String, Value>, fd: OwnedFd) -> Result<(), AttachError> {
+        at.last_ask += 1;
+        let context = Context { resumed: true, ..Context::default() };
+        // Nobody waits for the answer.
+        let message = ToNetwork::Ask { id: at.last_ask, verb: "subscribe".to_owned(), arguments, context };
+        at.uplink.link.push(&message, vec![Rc::new(fd)])
     }
 
     /// Does what a client asks. None: the answer comes later.
@@ -286,40 +259,40 @@ impl Desk {
         key: Key,
         request: Request,
         fds: Vec<OwnedFd>,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
         (uptime, connection): (Duration, Option<OwnedFd>),
     ) -> Result<Option<Vec<u8>>, AttachError> {
         let Request { verb, arguments } = request;
-        if let Some(request) = hostfwd::parse(&verb, &arguments, self.endpoint.v6.is_some()) {
+        if let Some(request) = hostfwd::parse(&verb, &arguments, at.config().v6.is_some()) {
             return match request {
-                Ok(request) => self.obey_legacy(key, request, link, now),
+                Ok(request) => self.obey_legacy(key, request, at, now),
                 Err(fault) => Ok(Some(hostfwd::refused(&fault))),
             };
         }
         let result = match verb.as_str() {
             "publish" => match self.publish(arguments) {
-                Ok(bound) => return self.serve(key, bound, link, now, None),
+                Ok(bound) => return self.serve(key, bound, at, now, None),
                 Err(error) => Err(error),
             },
             "unpublish" => match self.unpublish(arguments) {
                 Ok(removed) => {
                     let reply = verbs::Ports { ports: removed.iter().map(|port| self.ports.tell(port)).collect() };
                     let reply = error::reply(&error::value(&reply));
-                    return self.release(key, removed, reply, link, now);
+                    return self.release(key, removed, reply, at, now);
                 }
                 Err(error) => Err(error),
             },
             "list_ports" => match error::arguments(&verb, arguments) {
                 Ok(verbs::ListPorts {}) => {
-                    return self.ask(key, "port_traffic", Map::new(), Vec::new(), For::Ports, link, now);
+                    return self.ask(key, "port_traffic", Map::new(), Vec::new(), For::Ports, at, now);
                 }
                 Err(error) => Err(error),
             },
             "get_info" => match error::arguments(&verb, arguments) {
                 Ok(Nothing {}) => {
-                    let info = self.info(uptime);
-                    return self.ask(key, "get_info", Map::new(), Vec::new(), For::Info(info), link, now);
+                    let info = self.info(Some(at), uptime);
+                    return self.ask(key, "get_info", Map::new(), Vec::new(), For::Info(info), at, now);
                 }
                 Err(error) => Err(error),
             },
@@ -331,8 +304,8 @@ impl Desk {
             "set_log_level" => match set_log_level(arguments.clone()) {
                 Ok(()) => {
                     self.log_level = Some(arguments.clone());
-                    if self.attached {
-                        return self.ask(key, &verb, arguments, Vec::new(), For::Done, link, now);
+                    if at.attached {
+                        return self.ask(key, &verb, arguments, Vec::new(), For::Done, at, now);
                     }
                     Ok(json!({}))
                 }
@@ -340,12 +313,12 @@ impl Desk {
             },
             "subscribe" => {
                 let fds = connection.into_iter().collect();
-                self.subscribers.insert(key, arguments.clone());
-                return self.ask(key, &verb, arguments, fds, For::Subscription, link, now);
+                at.subscribers.insert(key, arguments.clone());
+                return self.ask(key, &verb, arguments, fds, For::Subscription, at, now);
             }
             "start_capture" => {
                 let mut fds = fds;
-                let number = self.captures.number();
+                let number = at.captures.number();
                 let what = match &mut fds[..] {
                     [file] => match file.try_clone() {
                         Ok(copy) => For::CaptureStart(number, Kept::new(arguments.clone(), Rc::new(copy))),
@@ -355,16 +328,16 @@ impl Desk {
                     // Refused by the network process.
                     _ => For::Client,
                 };
-                return self.ask_about(key, (&verb, number), arguments, fds, what, link, now);
+                return self.ask_about(key, (&verb, number), arguments, fds, what, at, now);
             }
             "stop_capture" => match error::arguments(&verb, arguments.clone()) {
                 Ok(StopCapture { id }) => {
-                    return self.ask(key, &verb, arguments, fds, For::CaptureStop(id), link, now);
+                    return self.ask(key, &verb, arguments, fds, For::CaptureStop(id), at, now);
                 }
                 Err(error) => Err(error),
             },
-            "list_captures" => return self.ask(key, &verb, arguments, fds, For::CaptureList, link, now),
-            _ => return self.ask(key, &verb, arguments, fds, For::Client, link, now),
+            "list_captures" => return self.ask(key, &verb, arguments, fds, For::CaptureList, at, now),
+            _ => return self.ask(key, &verb, arguments, fds, For::Client, at, now),
         };
         Ok(Some(error::reply(&result)))
     }
@@ -381,11 +354,7 @@ impl Desk {
         match verb.as_str() {
             "get_info" => {
                 let info = error::arguments(&verb, arguments).map(empty).map(|()| {
-                    let mut info = self.info(uptime);
-                    // Of an interface that is not there.
-                    for name in ["mtu", "mac", "v4", "v6", "offloads", "network_pid", "network_restarts"] {
-                        info.remove(name);
-                    }
+                    let mut info = self.info(None, uptime);
                     info.insert("network".to_owned(), network.into());
                     Value::Object(info)
                 });
@@ -409,10 +378,10 @@ impl Desk {
         arguments: Map<String, Value>,
         fds: Vec<OwnedFd>,
         what: For,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
     ) -> Result<Option<Vec<u8>>, AttachError> {
-        self.ask_about(key, (verb, 0), arguments, fds, what, link, now)
+        self.ask_about(key, (verb, 0), arguments, fds, what, at, now)
     }
 
     /// The same, about the capture of this number.
@@ -424,31 +393,31 @@ impl Desk {
         arguments: Map<String, Value>,
         fds: Vec<OwnedFd>,
         what: For,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
     ) -> Result<Option<Vec<u8>>, AttachError> {
-        if !self.attached || link.backlog() >= BACKLOG {
+        if !at.attached || at.uplink.link.backlog() >= BACKLOG {
             let error = ApiError::new(Code::Busy, "the network process is starting or busy; ask again");
-            return Ok(self.finish(key, what, Err(error)).reply);
+            return Ok(self.finish(at, key, what, Err(error)).reply);
         }
-        self.last_ask += 1;
-        let id = self.last_ask;
+        at.last_ask += 1;
+        let id = at.last_ask;
         let context = Context { capture, ..Context::default() };
         let message = ToNetwork::Ask { id, verb: verb.to_owned(), arguments, context };
-        match link.push(&message, fds.into_iter().map(Rc::new).collect()) {
+        match at.uplink.link.push(&message, fds.into_iter().map(Rc::new).collect()) {
             Ok(()) => {}
             Err(AttachError::TooLarge) => {
                 let error = ApiError::new(Code::TooLarge, format!("{verb}: the arguments are too large"));
-                return Ok(self.finish(key, what, Err(error)).reply);
+                return Ok(self.finish(at, key, what, Err(error)).reply);
             }
             Err(error) => return Err(error),
         }
-        self.asked.insert(id, Asked { key, what, until: now + PATIENCE });
+        at.asked.insert(id, Asked { key, what, until: now + PATIENCE });
         Ok(None)
     }
 
     /// The reply that the network process's answer makes.
-    fn finish(&mut self, key: Key, what: For, result: Result<Value, ApiError>) -> Answered {
+    fn finish(&mut self, at: &mut Endpoint, key: Key, what: For, result: Result<Value, ApiError>) -> Answered {
         let reply = match what {
             For::Client => Some(error::reply(&result)),
             For::Info(mut info) => {
@@ -481,18 +450,18 @@ impl Desk {
             }
             For::CaptureStart(number, kept) => {
                 if result.is_ok() {
-                    self.captures.handle_begun(number, kept);
+                    at.captures.handle_begun(number, kept);
                 }
                 Some(error::reply(&result))
             }
             For::CaptureResume(number) => {
                 if let Err(error) = result {
-                    self.captures.handle_refused(number, &error);
+                    at.captures.handle_refused(number, &error);
                 }
                 None
             }
-            For::CaptureStop(wanted) => Some(error::reply(&self.captures.stop(wanted, result))),
-            For::CaptureList => Some(error::reply(&self.captures.list(result))),
+            For::CaptureStop(wanted) => Some(error::reply(&at.captures.stop(wanted, result))),
+            For::CaptureList => Some(error::reply(&at.captures.list(result))),
             For::Done => Some(match result {
                 Err(error) if error.code != Code::Gone => error.reply(),
                 _ => error::success(&json!({})),
@@ -500,7 +469,7 @@ impl Desk {
             For::Subscription => match result {
                 Ok(_) => None,
                 Err(error) => {
-                    self.subscribers.remove(&key);
+                    at.subscribers.remove(&key);
                     Some(error.reply())
                 }
             },
@@ -509,29 +478,29 @@ impl Desk {
     }
 
     /// The network process says something that is not about its life.
-    pub fn handle_word(&mut self, word: FromNetwork, link: &mut Link) -> Result<Vec<Answered>, AttachError> {
+    pub fn handle_word(&mut self, word: FromNetwork, at: &mut Endpoint) -> Result<Vec<Answered>, AttachError> {
         let mut answered = Vec::new();
         match word {
             FromNetwork::Answer { id, result } => {
                 // One that came too late is nobody's.
-                if let Some(Asked { key, what, .. }) = self.asked.remove(&id) {
-                    answered.push(self.finish(key, what, result));
+                if let Some(Asked { key, what, .. }) = at.asked.remove(&id) {
+                    answered.push(self.finish(at, key, what, result));
                 }
             }
             FromNetwork::Listened { error } => {
-                let id = self.listens.pop_front().unwrap_or_default();
+                let id = at.listens.pop_front().unwrap_or_default();
                 if let Some(error) = &error
                     && id == 0
                 {
                     tracing::warn!("the network process does not serve every published port: {error}");
                 }
-                answered.extend(self.acknowledged(id, error, link)?);
+                answered.extend(self.acknowledged(id, error, at)?);
             }
             FromNetwork::Unlistened => {
-                let id = self.unlistens.pop_front().unwrap_or_default();
-                answered.extend(self.acknowledged(id, None, link)?);
+                let id = at.unlistens.pop_front().unwrap_or_default();
+                answered.extend(self.acknowledged(id, None, at)?);
             }
-            FromNetwork::CaptureEnded { status } => self.captures.handle_ended(status),
+            FromNetwork::CaptureEnded { status } => at.captures.handle_ended(status),
             FromNetwork::Ready | FromNetwork::Failed { .. } => {}
         }
         Ok(answered)
@@ -541,9 +510,9 @@ impl Desk {
         &mut self,
         id: u64,
         fault: Option<String>,
-        link: &mut Link,
+        at: &mut Endpoint,
     ) -> Result<Option<Answered>, AttachError> {
-        let Some(change) = self.changes.get_mut(&id) else { return Ok(None) };
+        let Some(change) = at.changes.get_mut(&id) else { return Ok(None) };
         change.missing = change.missing.saturating_sub(1);
         if change.fault.is_none() {
             change.fault = fault;
@@ -551,22 +520,22 @@ impl Desk {
         if change.missing > 0 {
             return Ok(None);
         }
-        let Some(change) = self.changes.remove(&id) else { return Ok(None) };
+        let Some(change) = at.changes.remove(&id) else { return Ok(None) };
         match &change.fault {
             None => Ok(Some(Answered { key: change.key, reply: Some(change.reply) })),
             Some(fault) => {
                 let error =
                     ApiError::new(Code::Internal, format!("the network process cannot serve the port: {fault}"));
-                self.undo(&change, &error, link).map(Some)
+                self.undo(&change, &error, at).map(Some)
             }
         }
     }
 
     /// Takes back what a change has bound.
-    fn undo(&mut self, change: &Change, error: &ApiError, link: &mut Link) -> Result<Answered, AttachError> {
+    fn undo(&mut self, change: &Change, error: &ApiError, at: &mut Endpoint) -> Result<Answered, AttachError> {
         let removed: Vec<Bound> = change.bound.iter().filter_map(|&id| self.ports.remove(id)).collect();
         self.stale = true;
-        self.unlisten(&removed, 0, link)?;
+        Self::unlisten(&removed, 0, at)?;
         let reply = if change.legacy {
             hostfwd::refused(&Fault::AddFailed { reason: error.desc.clone() })
         } else {
@@ -576,61 +545,55 @@ impl Desk {
     }
 
     /// The network process is gone. Its successor gets everything at [`Self::attach`].
-    pub fn handle_lost(&mut self) -> Vec<Answered> {
-        self.attached = false;
-        self.restarts += 1;
-        self.captures.handle_lost();
+    pub fn handle_lost(&mut self, at: &mut Endpoint) -> Vec<Answered> {
+        at.attached = false;
+        at.restarts += 1;
+        at.captures.handle_lost();
         let mut answered = Vec::new();
-        for (_, change) in std::mem::take(&mut self.changes) {
+        for (_, change) in std::mem::take(&mut at.changes) {
             answered.push(Answered { key: change.key, reply: Some(change.reply) });
         }
-        for (_, asked) in std::mem::take(&mut self.asked) {
+        for (_, asked) in std::mem::take(&mut at.asked) {
             // A subscription that was under way is taken up with the others.
             if matches!(asked.what, For::Subscription) {
                 answered.push(Answered { key: asked.key, reply: None });
                 continue;
             }
             let error = ApiError::new(Code::Gone, "the network process ended while it was asked; ask again");
-            answered.push(self.finish(asked.key, asked.what, Err(error)));
+            answered.push(self.finish(at, asked.key, asked.what, Err(error)));
         }
         answered
     }
 
-    /// When to call [`Self::handle_timeout`].
-    pub fn next_timeout(&self) -> Option<Duration> {
-        self.asked.values().map(|asked| asked.until).chain(self.changes.values().map(|change| change.until)).min()
-    }
-
     /// Time has passed: who has waited too long is told so.
-    pub fn handle_timeout(&mut self, now: Duration, link: &mut Link) -> Result<Vec<Answered>, AttachError> {
+    pub fn handle_timeout(&mut self, now: Duration, at: &mut Endpoint) -> Result<Vec<Answered>, AttachError> {
         let mut answered = Vec::new();
-        if self.next_timeout().is_none_or(|at| now < at) {
+        if at.next_timeout().is_none_or(|due| now < due) {
             return Ok(answered);
         }
         let error = ApiError::new(
             Code::TimedOut,
             format!("the network process did not answer within {} s", PATIENCE.as_secs()),
         );
-        let late: Vec<u64> = self.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(&id, _)| id).collect();
+        let late: Vec<u64> = at.asked.iter().filter(|(_, asked)| asked.until <= now).map(|(&id, _)| id).collect();
         for id in late {
-            if let Some(Asked { key, what, .. }) = self.asked.remove(&id) {
-                answered.push(self.finish(key, what, Err(error.clone())));
+            if let Some(Asked { key, what, .. }) = at.asked.remove(&id) {
+                answered.push(self.finish(at, key, what, Err(error.clone())));
             }
         }
-        let late: Vec<u64> = self.changes.iter().filter(|(_, change)| change.until <= now).map(|(&id, _)| id).collect();
+        let late: Vec<u64> = at.changes.iter().filter(|(_, change)| change.until <= now).map(|(&id, _)| id).collect();
         for id in late {
-            if let Some(change) = self.changes.remove(&id) {
-                answered.push(self.undo(&change, &error, link)?);
+            if let Some(change) = at.changes.remove(&id) {
+                answered.push(self.undo(&change, &error, at)?);
             }
         }
         Ok(answered)
     }
 
-    fn info(&self, uptime: Duration) -> Map<String, Value> {
-        let endpoint = &self.endpoint;
+    /// What is known here; without `at` nothing of an interface.
+    fn info(&self, at: Option<&Endpoint>, uptime: Duration) -> Map<String, Value> {
+        let common = &self.template.config;
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
-        let v4 = endpoint.v4.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
-        let v6 = endpoint.v6.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "protocol": PROTOCOL,
@@ -638,22 +601,34 @@ impl Desk {
             "id": self.identity.id,
             "name": self.identity.name,
             "pid": std::process::id(),
-            "network_pid": (self.network_pid != 0).then_some(self.network_pid),
-            "network_restarts": self.restarts,
             "uptime_seconds": uptime.as_secs_f64(),
-            "hostname": endpoint.hostname,
-            "mtu": endpoint.mtu,
-            "mac": endpoint.guest_mac.0.map(|byte| format!("{byte:02x}")).join(":"),
-            "v4": v4,
-            "v6": v6,
-            "offloads": endpoint.offloads,
-            "allow_host_loopback": endpoint.allow_host_loopback,
-            "allow_link_local": endpoint.allow_link_local,
+            "hostname": common.hostname,
+            "allow_host_loopback": common.allow_host_loopback,
+            "allow_link_local": common.allow_link_local,
             "ports": self.ports.len(),
+            "networks": self.networks,
             "metrics_listen": self.metrics.as_ref().map(|(address, _)| address),
             "limits": { "descriptors": limit },
         });
-        let Value::Object(info) = info else { return Map::new() };
+        let Value::Object(mut info) = info else { return Map::new() };
+        let Some(at) = at else { return info };
+        let config = at.config();
+        let v4 = config.v4.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
+        let v6 = config.v6.map(|p| json!({"subnet": p.subnet, "gateway": p.gateway, "dns": p.dns, "guest": p.guest}));
+        let pid = at.uplink.pid();
+        let of_interface = json!({
+            "interface": at.interface(),
+            "network_pid": (pid != 0).then_some(pid),
+            "network_restarts": at.restarts,
+            "mtu": config.mtu,
+            "mac": config.guest_mac.to_string(),
+            "v4": v4,
+            "v6": v6,
+            "offloads": config.offloads,
+        });
+        if let Value::Object(more) = of_interface {
+            info.extend(more);
+        }
         info
     }
 }

@@ -26,7 +26,6 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, fstat};
 
-use crate::network::config::{PlanV4, PlanV6};
 use crate::sys;
 
 /// Why the file system of the sandbox could not be made.
@@ -68,8 +67,13 @@ pub fn host_line(address: IpAddr, name: &str) -> String {
     format!("{address}\t{name}\t# tapway")
 }
 
-/// The text of /etc/hosts.
-pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extra: &[(String, IpAddr)]) -> String {
+/// A line for an address of the sandbox's own.
+pub fn own_line(address: IpAddr, hostname: &str) -> String {
+    format!("{address}\t{hostname}")
+}
+
+/// The text of /etc/hosts, with `lines` behind those that every sandbox has.
+pub fn hosts_text(lines: &[String]) -> String {
     let mut text = String::from("# Made by tapway for this sandbox.\n");
     let mut line = |address: IpAddr, names: &str| {
         // Writing to a String does not fail.
@@ -77,14 +81,8 @@ pub fn hosts_text(hostname: &str, v4: Option<&PlanV4>, v6: Option<&PlanV6>, extr
     };
     line(IpAddr::V4(Ipv4Addr::LOCALHOST), "localhost");
     line(IpAddr::V6(Ipv6Addr::LOCALHOST), "localhost ip6-localhost ip6-loopback");
-    if let Some(plan) = v4 {
-        line(IpAddr::V4(plan.guest), hostname);
-    }
-    if let Some(plan) = v6 {
-        line(IpAddr::V6(plan.guest), hostname);
-    }
-    for (name, address) in extra {
-        text.push_str(&host_line(*address, name));
+    for line in lines {
+        text.push_str(line);
         text.push('\n');
     }
     text
@@ -307,14 +305,12 @@ fn mounts_below_sys(mountinfo: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::plan::{plan_v4, plan_v6};
 
     #[test]
     fn hosts() {
-        let v4 = plan_v4("10.0.2.0/24".parse().unwrap()).unwrap();
-        let v6 = plan_v6("fd00::/64".parse().unwrap()).unwrap();
-        let extra = vec![("db".to_owned(), "10.0.2.2".parse().unwrap())];
-        let text = hosts_text("box", Some(&v4), Some(&v6), &extra);
+        let address = |text: &str| text.parse().unwrap();
+        let own = ["10.0.2.100", "fd00::64"].map(|text| own_line(address(text), "box"));
+        let text = hosts_text(&[own.as_slice(), &[host_line(address("10.0.2.2"), "db")]].concat());
         let lines: Vec<Vec<&str>> =
             text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split_ascii_whitespace().collect()).collect();
         assert_eq!(lines[0], ["127.0.0.1", "localhost"]);

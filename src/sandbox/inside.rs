@@ -24,18 +24,17 @@ use nix::unistd::{Pid, sethostname, tcsetpgrp};
 
 use super::command::{Fault, Start};
 use super::files::{self, Content, Files, FilesError};
-use super::interface::{self, Interface};
+use super::interface::Interface;
 use super::join::Donor;
 use super::netlink::{self, NetlinkError};
+use super::networks_inside::Networks;
 use super::proto::{FromSandbox, ToSandbox};
-use super::resets::{self, Spared};
-use super::tap::{self, TapError};
+use super::tap::TapError;
 use super::users::Identity;
 use crate::api::attach::{self, AttachError};
-use crate::stack::policy::EMBEDDED_DNS;
 use crate::telemetry;
 
-/// Name of the interface.
+/// Name of the first interface.
 pub const INTERFACE: &str = "eth0";
 
 /// How long a sandbox without a PID namespace goes on killing what its command left behind.
@@ -58,7 +57,7 @@ impl Scope {
     /// As it is said to whoever wants to change the network.
     pub fn network(&self) -> &'static str {
         match self {
-            Self::Interface => "it has eth0",
+            Self::Interface => "it is on none; `tapway network connect` is how it gets on one",
             Self::Loopback => "--network none",
             Self::Host => "--network host",
             Self::Joined(_) => "it uses another sandbox's; ask that one",
@@ -71,14 +70,18 @@ impl Scope {
 pub struct Setup {
     /// Where the sandbox is.
     pub scope: Scope,
-    /// What its interface is to be, if it gets one.
-    pub interface: Interface,
+    /// What its interfaces are to be, if it gets any.
+    pub interfaces: Vec<Interface>,
+    /// Their names, in the order of their ranks.
+    pub order: Vec<String>,
     /// Host name.
     pub hostname: String,
     /// Text of /etc/hosts; None: the host's own.
     pub hosts: Option<String>,
     /// Text of /etc/resolv.conf; None: the host's own.
     pub resolv_conf: Option<String>,
+    /// The same where names cannot be asked for at [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS).
+    pub plain_resolv_conf: Option<String>,
     /// tapway's own directories, to be hidden; the first exists.
     pub hidden: Vec<PathBuf>,
     /// A PID namespace of its own.
@@ -91,8 +94,9 @@ pub struct Setup {
     pub start: Start,
 }
 
+/// Why the first process cannot go on.
 #[derive(Debug, thiserror::Error)]
-enum InsideError {
+pub(super) enum InsideError {
     #[error(transparent)]
     Tap(#[from] TapError),
     #[error(transparent)]
@@ -135,9 +139,10 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
         prctl::set_child_subreaper(true).map_err(call("become a subreaper"))?;
     }
     let mut notes = Vec::new();
+    let mut networks = Networks::default();
     let mut embedded_dns = false;
     match setup.scope {
-        Scope::Interface => embedded_dns = make_interface(conn, setup, &mut notes)?,
+        Scope::Interface => embedded_dns = networks.make(conn, setup, &mut notes)?,
         Scope::Loopback => netlink::bring_up_loopback()?,
         Scope::Host | Scope::Joined(_) => {}
     }
@@ -147,22 +152,12 @@ fn run(conn: &OwnedFd, setup: &Setup) -> Result<(), InsideError> {
     };
     let (files, opened) = make_files(setup, embedded_dns, &mut notes)?;
     let raw: Vec<_> = opened.iter().map(AsRawFd::as_raw_fd).collect();
-    attach::send(conn, &FromSandbox::Prepared { notes }, &raw)?;
+    attach::send(conn, &FromSandbox::Prepared { notes, embedded_dns }, &raw)?;
     drop(opened);
     // Not a signal for a command that is not there yet; a change of the host's files can wait, too.
     while !matches!(attach::recv::<ToSandbox>(conn)?.0, ToSandbox::Go) {}
     files.put_back()?;
-    supervise(conn, setup, &files)
-}
-
-/// Makes the TAP, hands it over, and configures it. Returns whether [`EMBEDDED_DNS`] leads to the gateway.
-fn make_interface(conn: &OwnedFd, setup: &Setup, notes: &mut Vec<String>) -> Result<bool, InsideError> {
-    let (tap, offloads) = tap::create(&setup.interface.name)?;
-    attach::send(conn, &FromSandbox::Tap { offloads }, &[tap.as_raw_fd()])?;
-    drop(tap);
-    let configured = interface::configure(&setup.interface)?;
-    notes.extend(configured.notes);
-    Ok(configured.embedded_dns)
+    supervise(conn, setup, &files, networks)
 }
 
 fn make_files(
@@ -171,12 +166,7 @@ fn make_files(
     notes: &mut Vec<String>,
 ) -> Result<(Files, Vec<OwnedFd>), InsideError> {
     // Whoever reads it must find somebody there.
-    let resolv_conf = match (&setup.resolv_conf, setup.interface.v4) {
-        (Some(text), Some(plan)) if setup.interface.embedded_dns && !embedded_dns => {
-            Some(text.replace(&format!("nameserver {EMBEDDED_DNS}"), &format!("nameserver {}", plan.gateway)))
-        }
-        (text, _) => text.clone(),
-    };
+    let resolv_conf = if embedded_dns { &setup.resolv_conf } else { &setup.plain_resolv_conf };
     let mut contents = Vec::new();
     if let Scope::Joined(donor) = &setup.scope {
         let entries = ["/etc/resolv.conf", "/etc/hosts"];
@@ -184,7 +174,7 @@ fn make_files(
         contents.extend(entries.into_iter().zip(mounts.into_iter().map(Content::Mount)));
     } else {
         sethostname(&setup.hostname).map_err(call("set the host name"))?;
-        let texts = [("/etc/resolv.conf", &resolv_conf), ("/etc/hosts", &setup.hosts)];
+        let texts = [("/etc/resolv.conf", resolv_conf), ("/etc/hosts", &setup.hosts)];
         contents.extend(texts.into_iter().filter_map(|(entry, text)| Some((entry, Content::Text(text.as_deref()?)))));
     }
     if matches!(setup.scope, Scope::Interface | Scope::Loopback) {
@@ -220,7 +210,7 @@ fn set_up_network(setup: &Setup, notes: &mut Vec<String>) {
 }
 
 /// Starts the command and stands by it to its end.
-fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideError> {
+fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files, networks: Networks) -> Result<(), InsideError> {
     let mut only_child = SigSet::empty();
     only_child.add(Signal::SIGCHLD);
     let signals = SignalFd::with_flags(&only_child, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -234,8 +224,7 @@ fn supervise(conn: &OwnedFd, setup: &Setup, files: &Files) -> Result<(), InsideE
     };
     attach::send(conn, &FromSandbox::Started, &[])?;
     crate::sys::memory::drop_text();
-    let spared = Spared { v4: setup.interface.v4, v6: setup.interface.v6 };
-    let code = stand_by(conn, &signals, command, setup.start.own_group, files, spared);
+    let code = stand_by(conn, &signals, command, setup.start.own_group, files, networks);
     if !setup.own_pids {
         kill_children();
     }
@@ -251,7 +240,7 @@ fn stand_by(
     command: Pid,
     own_group: bool,
     files: &Files,
-    spared: Spared,
+    mut networks: Networks,
 ) -> Result<u8, InsideError> {
     loop {
         let mut fds = [readable(conn.as_fd()), readable(signals.as_fd())];
@@ -279,10 +268,18 @@ fn stand_by(
                 ToSandbox::Foreground => {
                     let _ = tcsetpgrp(std::io::stdin(), command);
                 }
-                ToSandbox::Broken => match resets::end_connections(spared) {
-                    Ok(ended) => tracing::info!(ended, "connections of a network process that died"),
-                    Err(error) => tracing::warn!("connections of the network process that died are left open: {error}"),
-                },
+                ToSandbox::Broken { name } => networks.end_connections(&name, false),
+                ToSandbox::Connect(interface) => networks.connect(conn, interface)?,
+                ToSandbox::Order { names } => attach::send(conn, &networks.arrange(&names), &[])?,
+                ToSandbox::Leave { name, others } => {
+                    let ordered = networks.arrange(&others);
+                    networks.end_connections(&name, true);
+                    attach::send(conn, &ordered, &[])?;
+                }
+                ToSandbox::Delete { name } => {
+                    networks.delete(&name);
+                    attach::send(conn, &FromSandbox::Deleted, &[])?;
+                }
                 ToSandbox::Files => {
                     if let Err(error) = files.put_back() {
                         tracing::warn!("the sandbox's files: {}", telemetry::chain(&error));

@@ -2,15 +2,16 @@
 //! namespace that it is in, by the first process of a sandbox or by a child that entered somebody else's (`foreign::join`).
 //!
 //! Where /proc/sys is read-only (in a container) its settings stay as they are: the interface then listens to our router
-//! advertisements, too, which say the same; and names are asked for at the gateway, not at [`EMBEDDED_DNS`].
+//! advertisements, too, which say the same; and names are asked for at the gateway, not at [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS).
+
+use serde::{Deserialize, Serialize};
 
 use super::netlink::{self, NetlinkError};
+use super::routes::Routes;
 use crate::network::config::{Mac, PlanV4, PlanV6};
-use crate::stack::policy::EMBEDDED_DNS;
-use crate::telemetry;
 
 /// What the interface is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name.
     pub name: String,
@@ -24,7 +25,7 @@ pub struct Interface {
     pub v6: Option<PlanV6>,
     /// There is no way out of its network.
     pub internal: bool,
-    /// Names are to be asked for at [`EMBEDDED_DNS`], which leads to the gateway.
+    /// Names are to be asked for at [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS), which leads to the gateway.
     pub embedded_dns: bool,
     /// Routes that are there stay: somebody else made the namespace, and they would be missing when we have gone.
     pub keep_routes: bool,
@@ -33,17 +34,23 @@ pub struct Interface {
 /// What came of it.
 #[derive(Debug)]
 pub struct Configured {
-    /// [`EMBEDDED_DNS`] leads to the gateway.
+    /// [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS) leads to the gateway.
     pub embedded_dns: bool,
     /// What is not as it was to be.
     pub notes: Vec<String>,
 }
 
-/// Configures it, and lo.
-pub fn configure(wanted: &Interface) -> Result<Configured, NetlinkError> {
-    let name = wanted.name.as_str();
-    let index = nix::net::if_::if_nametoindex(name)
-        .map_err(|errno| NetlinkError::Refused { what: format!("find {name}"), source: errno.into() })?;
+impl Interface {
+    /// Its index in the current network namespace.
+    pub fn index(&self) -> Result<u32, NetlinkError> {
+        nix::net::if_::if_nametoindex(self.name.as_str())
+            .map_err(|errno| NetlinkError::Refused { what: format!("find {}", self.name), source: errno.into() })
+    }
+}
+
+/// Configures it, and lo. Unless it is the `only` one, ways out are `routes::Routes::arrange`'s.
+pub fn configure(wanted: &Interface, only: bool) -> Result<Configured, NetlinkError> {
+    let (name, index) = (wanted.name.as_str(), wanted.index()?);
     let set = |setting: &str, value: &str| {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
     };
@@ -61,22 +68,13 @@ pub fn configure(wanted: &Interface) -> Result<Configured, NetlinkError> {
         mtu: wanted.mtu,
         v4: wanted.v4,
         v6: wanted.v6,
-        internal: wanted.internal,
+        no_default: wanted.internal || !only,
         keep_routes: wanted.keep_routes,
     })?;
-    let (Some(plan), true) = (wanted.v4, wanted.embedded_dns) else {
-        return Ok(Configured { embedded_dns: false, notes });
-    };
-    // The kernel sends nothing to the loopback network by any other interface, and takes nothing from it, without this
-    // (Documentation/networking/ip-sysctl.rst, route_localnet).
-    let routed = std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
-        .map_err(|error| error.to_string())
-        .and_then(|()| {
-            netlink::route_loopback_address(EMBEDDED_DNS, plan.gateway, index, wanted.keep_routes)
-                .map_err(|error| telemetry::chain(&error))
-        });
-    if let Err(why) = &routed {
-        notes.push(format!("names inside are asked for at {}, not at {EMBEDDED_DNS}: {why}", plan.gateway));
+    if only {
+        let arranged = Routes::embed(&[wanted]);
+        notes.extend(arranged.notes);
+        return Ok(Configured { embedded_dns: arranged.embedded_dns, notes });
     }
-    Ok(Configured { embedded_dns: routed.is_ok(), notes })
+    Ok(Configured { embedded_dns: false, notes })
 }

@@ -83,6 +83,14 @@ impl Link {
         Ok(())
     }
 
+    /// Says that nothing more will be said: the network process lets go of everything, then closes the connection.
+    pub fn say_goodbye(&mut self) {
+        // What was not sent yet is of no interest any more.
+        self.queue.clear();
+        // It may be closed already, as is noticed where it is read.
+        let _ = shutdown(self.conn.as_raw_fd(), Shutdown::Write);
+    }
+
     /// Says that nothing more will be said, and waits until the network process has let go of everything. False if it did
     /// not within `limit`.
     pub fn leave(mut self, limit: Duration) -> bool {

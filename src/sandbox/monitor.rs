@@ -15,7 +15,10 @@
 //!
 //! Whatever ends the loop, both children are dead and reaped when [`run`] returns.
 
+mod networks;
+
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
@@ -29,6 +32,7 @@ use super::child::Child;
 use super::command;
 use super::control::Key;
 use super::edit::Edited;
+use super::files;
 use super::inside::{self, Scope, Setup};
 use super::jobs::{self, Terminal};
 use super::join::JoinError;
@@ -53,8 +57,10 @@ const KILLED: u8 = 128 + Signal::SIGKILL as u8;
 pub struct Plan {
     /// What every monitor has.
     pub station: station::Plan,
-    /// What the first process does.
+    /// What the first process does. Its files and interfaces are filled in here where it has interfaces.
     pub setup: Setup,
+    /// Where what runs has its files.
+    pub runtime_dir: PathBuf,
     /// Users; see `sandbox::users`.
     pub maps: Maps,
     /// The caller's terminal is shared with the command (same process group).
@@ -156,6 +162,11 @@ fn call(what: &'static str) -> impl FnOnce(nix::Error) -> RunError {
 struct Monitor {
     station: Station,
     setup: Setup,
+    runtime_dir: PathBuf,
+    /// Names can be asked for at the address of Docker's containers.
+    embedded_dns: bool,
+    /// A network that comes or goes.
+    change: Option<networks::Change>,
     shares_terminal: bool,
     sandbox: OwnedFd,
     init: Child,
@@ -173,6 +184,8 @@ struct Monitor {
 struct Ours {
     hosts: Vec<String>,
     resolv: Vec<String>,
+    /// The same where names cannot be asked for at the address of Docker's containers.
+    plain_resolv: Vec<String>,
 }
 
 /// Runs the sandbox to its end: the command's exit code.
@@ -186,27 +199,46 @@ pub fn run(mut plan: Plan) -> Result<u8, RunError> {
     result
 }
 
+/// What the first process makes for the endpoints that the sandbox is born with; and which lines of its files are ours.
+fn lay_out(station: &mut Station, setup: &mut Setup) -> Ours {
+    station.know_networks(false);
+    let (plain_text, plain_resolv) = (station.desk.resolv_text(), station.desk.resolv_lines());
+    station.know_networks(true);
+    let ours = Ours { hosts: station.desk.host_lines(), resolv: station.desk.resolv_lines(), plain_resolv };
+    if matches!(setup.scope, Scope::Interface) {
+        setup.interfaces = station.endpoints().iter().map(|endpoint| endpoint.place.interface.clone()).collect();
+        setup.order = station.ranked().iter().map(|endpoint| endpoint.interface().to_owned()).collect();
+        setup.hosts = Some(files::hosts_text(&ours.hosts));
+        setup.resolv_conf = Some(station.desk.resolv_text());
+        setup.plain_resolv_conf = Some(plain_text);
+    }
+    ours
+}
+
 fn end_output(output: Output, result: &Result<u8, RunError>) {
     let code = result.as_ref().map_or_else(RunError::exit_code, |&code| code);
     output.end(code, result.as_ref().err().map(|error| telemetry::chain(error)));
 }
 
-fn run_with(mut plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
+fn run_with(plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
     let signals = jobs::block_signals().map_err(call("block signals"))?;
-    // First, so that it starts up while the kernel makes the namespaces.
-    let network = plan.station.source.open()?;
-    let (sandbox, init) = start_init(&plan.setup)?;
-    plan.station.about.init = u32::try_from(init.pid.as_raw()).ok();
-    plan.setup.start.stdio = None;
+    let Plan { station, mut setup, maps, shares_terminal, runtime_dir, .. } = plan;
+    // First, so that they start up while the kernel makes the namespaces.
+    let mut station = Station::open(station)?;
+    let ours = lay_out(&mut station, &mut setup);
+    let (sandbox, init) = start_init(&setup)?;
+    station.about.init = u32::try_from(init.pid.as_raw()).ok();
+    setup.start.stdio = None;
     // These take longest to start, so all else is done while they run.
-    let Plan { station, setup, maps, shares_terminal, .. } = plan;
     let mapping = Mapping::start(init.pid, &maps);
     let terminal = Terminal::new(setup.start.foreground);
-    let station = Station::new(station, network);
     let mut monitor = Monitor {
-        ours: Ours { hosts: station.desk.host_lines(), resolv: station.desk.resolv_lines() },
+        ours,
         station,
         setup,
+        runtime_dir,
+        embedded_dns: false,
+        change: None,
         shares_terminal,
         sandbox,
         init,
@@ -284,7 +316,8 @@ fn clone_hint() -> String {
 impl Monitor {
     /// Up to the first process having its maps; it makes the TAP meanwhile.
     fn begin(&mut self, mapping: Mapping<'_>) -> Result<(), RunError> {
-        let tap = if self.station.has_network() { self.handle_sandbox() } else { Ok(None) };
+        let taps = self.station.endpoints().len();
+        let tap = (0..taps).try_for_each(|_| self.handle_sandbox().map(drop));
         // Also after a failure: helpers are waited for.
         let mapped = mapping.finish(self.init.pid);
         tap?;
@@ -298,7 +331,9 @@ impl Monitor {
             let first = own.len();
             let streams = self.output.as_ref().map(Output::interests).unwrap_or_default();
             own.extend(streams.iter().map(|&(_, fd, flags)| (fd, flags)));
-            let (ready, woken) = match self.station.wait(&own, self.stopping.next_timeout()) {
+            let change = self.change.as_ref().and_then(networks::Change::next_timeout);
+            let until = [self.stopping.next_timeout(), change].into_iter().flatten().min();
+            let (ready, woken) = match self.station.wait(&own, until) {
                 Ok(ready) => ready,
                 Err(Errno::EINTR) => continue,
                 Err(source) => return Err(call("poll")(source)),
@@ -318,14 +353,17 @@ impl Monitor {
             {
                 return Ok(code);
             }
-            if self.station.hear(&woken)? {
-                self.tell(&ToSandbox::Broken)?;
+            for said in self.station.hear(&woken)? {
+                self.handle_said(said)?;
             }
+            self.handle_late_change()?;
             self.go_if_ready()?;
             self.station.handle_clients(&woken);
             while let Some((key, request, fds)) = self.station.next_request() {
                 if verbs::life::VERBS.contains(&request.verb.as_str()) {
                     self.obey_life(key, request)?;
+                } else if verbs::connect::VERBS.contains(&request.verb.as_str()) {
+                    self.obey_networks(key, request)?;
                 } else {
                     self.station.obey(key, request, fds, self.setup.scope.network())?;
                 }
@@ -421,18 +459,25 @@ impl Monitor {
             Err(error) => return Err(error.into()),
         };
         match message {
-            FromSandbox::Tap { offloads } => {
+            FromSandbox::Tap { name, offloads } => {
                 let tap = fds.pop().ok_or(RunError::InitDied("it sent no TAP".to_owned()))?;
-                self.station.handle_tap(tap, offloads)?;
+                self.station.handle_tap(&name, tap, offloads)?;
+                self.handle_made(&name)?;
             }
-            FromSandbox::Prepared { notes } => {
+            FromSandbox::NotConnected { name, desc } => self.handle_not_made(&name, &desc)?,
+            FromSandbox::Ordered { embedded_dns, notes } => self.handle_ordered(embedded_dns, notes)?,
+            FromSandbox::Deleted => self.handle_deleted()?,
+            FromSandbox::Prepared { notes, embedded_dns } => {
                 for note in notes {
                     tracing::info!("{note}");
                 }
                 if let (Some(hosts), Some(resolv)) = (fds.pop(), fds.pop()) {
-                    let Ours { hosts: host_lines, resolv: resolv_lines } = self.ours.clone();
+                    let Ours { hosts: host_lines, resolv: resolv_lines, plain_resolv } = self.ours.clone();
+                    let resolv_lines = if embedded_dns { resolv_lines } else { plain_resolv };
+                    self.station.know_networks(embedded_dns);
                     self.station.desk.handle_files(Edited::new(resolv, resolv_lines), Edited::new(hosts, host_lines));
                 }
+                self.embedded_dns = embedded_dns;
                 self.prepared = true;
                 self.go_if_ready()?;
             }

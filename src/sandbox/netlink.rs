@@ -18,6 +18,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -27,6 +28,9 @@ pub(super) use netlink_packet_route::link::LinkAttribute as Attribute;
 
 /// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX, include/net/net_namespace.h).
 pub(super) const LOOPBACK: u32 = 1;
+
+/// No table: the number does not fit into the header, and is an attribute (RT_TABLE_UNSPEC).
+const RT_TABLE_UNSPEC: u8 = 0;
 
 /// The routing table of a host's own addresses (RT_TABLE_LOCAL, include/uapi/linux/rtnetlink.h).
 const LOCAL_TABLE: u8 = 255;
@@ -76,8 +80,8 @@ pub struct Interface<'a> {
     pub v4: Option<PlanV4>,
     /// IPv6 address and route.
     pub v6: Option<PlanV6>,
-    /// There is no way out, and so no default route.
-    pub internal: bool,
+    /// It gets no default route: there is no way out, or another interface has it.
+    pub no_default: bool,
     /// A default route that is there stays.
     pub keep_routes: bool,
 }
@@ -108,11 +112,11 @@ pub fn configure(interface: &Interface<'_>) -> Result<Vec<String>, NetlinkError>
     let mut routes = Vec::new();
     let mut both = |address: IpAddr, prefix_len: u8, gateway: IpAddr| {
         batch.add_address(format!("give {name} the address {address}/{prefix_len}"), index, address, prefix_len);
-        if !interface.internal {
+        if !interface.no_default {
             if interface.keep_routes {
                 routes.push(gateway);
             } else {
-                batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+                batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway, None);
             }
         }
     };
@@ -126,7 +130,7 @@ pub fn configure(interface: &Interface<'_>) -> Result<Vec<String>, NetlinkError>
     let mut notes = Vec::new();
     for gateway in routes {
         let mut batch = Batch { keep: true, ..Batch::default() };
-        batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway);
+        batch.add_default_route(format!("set the default route of {name} via {gateway}"), index, gateway, None);
         match batch.run() {
             Err(NetlinkError::Refused { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
                 let family = if gateway.is_ipv6() { "IPv6" } else { "IPv4" };
@@ -175,6 +179,80 @@ pub fn move_link(index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()
     let to = vec![LinkAttribute::NetNsFd(namespace.as_raw_fd()), LinkAttribute::IfName(name.to_owned())];
     batch.set_link(format!("move {name} to its namespace"), index, false, to);
     batch.run()
+}
+
+/// Deletes an interface.
+pub fn delete_link(name: &str, index: u32) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    batch.push(format!("delete {name}"), 0, RouteNetlinkMessage::DelLink(message));
+    batch.run()
+}
+
+/// A rule of the routing policy (ip-rule(8)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// For packets with this source address; None: for all.
+    pub from: Option<IpAddr>,
+    /// Lower ones come first.
+    pub priority: u32,
+    /// The table that is looked into.
+    pub table: u32,
+    /// What the table's default route says counts.
+    pub keep_default: bool,
+    /// Of one without an address.
+    pub ipv6: bool,
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, table, .. } = self;
+        match from {
+            Some(from) => write!(f, "from {from} lookup {table}"),
+            None => write!(f, "lookup {table}"),
+        }
+    }
+}
+
+impl Rule {
+    /// True if it is for IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.from.map_or(self.ipv6, |from| from.is_ipv6())
+    }
+
+    fn message(&self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = if self.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![RuleAttribute::Priority(self.priority), RuleAttribute::Table(self.table)];
+        if let Some(from) = self.from {
+            message.header.src_len = if from.is_ipv6() { 128 } else { 32 };
+            message.attributes.push(RuleAttribute::Source(from));
+        }
+        if !self.keep_default {
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        }
+        message
+    }
+
+    /// Makes it.
+    pub fn add(&self) -> Result<(), NetlinkError> {
+        let mut batch = Batch { keep: true, ..Batch::default() };
+        batch.push("make it", batch.create(), RouteNetlinkMessage::NewRule(self.message()));
+        match batch.run() {
+            // It is there.
+            Err(NetlinkError::Refused { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Removes it.
+    pub fn remove(&self) -> Result<(), NetlinkError> {
+        let mut batch = Batch::default();
+        batch.push("remove it", 0, RouteNetlinkMessage::DelRule(self.message()));
+        batch.run()
+    }
 }
 
 /// Requests on their way; the position is the sequence number.
@@ -234,11 +312,17 @@ impl Batch {
         self.push(what, NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewAddress(message));
     }
 
-    /// Sets the default route of one family.
-    pub(super) fn add_default_route(&mut self, what: impl Into<String>, index: u32, gateway: IpAddr) {
+    /// Sets the default route of one family: in the main table, unless it is said in which.
+    pub(super) fn add_default_route(
+        &mut self,
+        what: impl Into<String>,
+        index: u32,
+        gateway: IpAddr,
+        table: Option<u32>,
+    ) {
         let mut message = RouteMessage::default();
         message.header.address_family = family(gateway);
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.table = if table.is_some() { RT_TABLE_UNSPEC } else { RouteHeader::RT_TABLE_MAIN };
         message.header.protocol = RouteProtocol::Static;
         message.header.scope = RouteScope::Universe;
         message.header.kind = RouteType::Unicast;
@@ -247,11 +331,24 @@ impl Batch {
             IpAddr::V6(v6) => RouteAddress::Inet6(v6),
         };
         message.attributes = vec![RouteAttribute::Gateway(gateway_address), RouteAttribute::Oif(index)];
+        message.attributes.extend(table.map(RouteAttribute::Table));
         self.push(what, self.create(), RouteNetlinkMessage::NewRoute(message));
+    }
+
+    /// Removes the default route of one family from the main table.
+    pub(super) fn remove_default_route(&mut self, ipv6: bool) {
+        let mut message = RouteMessage::default();
+        message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.scope = RouteScope::NoWhere;
+        self.push("remove the default route", 0, RouteNetlinkMessage::DelRoute(message));
     }
 
     /// Sends everything and waits for the answers.
     pub(super) fn run(self) -> Result<(), NetlinkError> {
+        if self.what.is_empty() {
+            return Ok(());
+        }
         let socket_error = |what| move |source| NetlinkError::Socket { what, source };
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(socket_error("open"))?;
         socket.bind_auto().map_err(socket_error("bind"))?;

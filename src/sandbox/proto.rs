@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! sandbox                          monitor
-//!   Tap {offloads} + [tap]   ──►             the device exists (addresses may not yet)
+//!   Tap {name} + [tap]       ──►             a device exists (addresses may not yet); one for each interface
 //!                            ◄──   Mapped    uid and gid maps are written
 //!   Prepared {notes} + [2]   ──►             namespaces are complete; /etc/resolv.conf and /etc/hosts, to be edited
 //!                            ◄──   Go        the network is ready: start the command
@@ -14,6 +14,14 @@
 //!                            ◄──   Files     (at any time) look whether /etc/resolv.conf and /etc/hosts are still ours
 //!   Started                  ──►             the command runs
 //!   Stopped                  ──►             the command was stopped
+//!                            ◄──   Connect   (from Started on, as the next three) make one more interface
+//!   Tap | NotConnected       ──►
+//!                            ◄──   Order     the interfaces in the order of their ranks: set the ways out
+//!   Ordered                  ──►
+//!                            ◄──   Leave     the same without one that is to go: end the connections that it has
+//!   Ordered                  ──►
+//!                            ◄──   Delete    delete an interface
+//!   Deleted                  ──►
 //!   NoCommand | Exited       ──►             the end; the process leaves
 //!   Failed                   ──►             instead of any of the above; the process leaves
 //! ```
@@ -22,13 +30,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::interface::Interface;
 use crate::network::config::Offloads;
 
 /// Sandbox → monitor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromSandbox {
-    /// The TAP; its descriptor comes along.
+    /// A TAP; its descriptor comes along.
     Tap {
+        /// The interface.
+        name: String,
         /// What the kernel granted.
         offloads: Offloads,
     },
@@ -36,7 +47,25 @@ pub enum FromSandbox {
     Prepared {
         /// What had to be left out, for the log.
         notes: Vec<String>,
+        /// Names can be asked for at the address of Docker's containers.
+        embedded_dns: bool,
     },
+    /// An interface could not be made; nothing is left of it.
+    NotConnected {
+        /// Its name.
+        name: String,
+        /// Why.
+        desc: String,
+    },
+    /// The ways out are set.
+    Ordered {
+        /// Names can be asked for at the address of Docker's containers.
+        embedded_dns: bool,
+        /// What had to be left out, for the log.
+        notes: Vec<String>,
+    },
+    /// An interface is gone.
+    Deleted,
     /// The command was executed.
     Started,
     /// The command was stopped by a signal and waits.
@@ -69,8 +98,30 @@ pub enum ToSandbox {
     Signal(i32),
     /// The terminal is ours again: give it to the command.
     Foreground,
-    /// A network process died: connections that it terminated are over.
-    Broken,
+    /// The network process of this interface died: connections that it terminated are over.
+    Broken {
+        /// Its name.
+        name: String,
+    },
+    /// Make one more interface.
+    Connect(Interface),
+    /// Set the ways out for these interfaces, which are in the order of their ranks.
+    Order {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The same, and end all connections of another interface, which is about to go.
+    Leave {
+        /// Its name.
+        name: String,
+        /// Names of those that stay.
+        others: Vec<String>,
+    },
+    /// Delete an interface.
+    Delete {
+        /// Its name.
+        name: String,
+    },
     /// The host's /etc changed: put back our files where they were lost.
     Files,
 }

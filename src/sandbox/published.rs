@@ -63,14 +63,24 @@ impl Published {
         self.registry.iter().map(|bound| bound.listener).collect()
     }
 
-    /// All of them for a new network process, with numbers from 0 on.
-    pub fn renumbered(&mut self) -> Vec<(Listener, Rc<OwnedFd>)> {
-        self.next_number = self.registry.len();
-        let numbered = self.registry.iter_mut().enumerate().map(|(number, bound)| {
-            bound.number = number;
+    /// All of them for another network process, with numbers from `first` on: as many as it has been told of before.
+    pub fn renumbered(&mut self, first: usize) -> Vec<(Listener, Rc<OwnedFd>)> {
+        self.next_number = first + self.registry.len();
+        let numbered = self.registry.iter_mut().enumerate().map(|(at, bound)| {
+            bound.number = first + at;
             (bound.listener, Rc::clone(&bound.socket))
         });
         numbered.collect()
+    }
+
+    /// The numbers that the network process has for them.
+    pub fn numbers(&self) -> Vec<usize> {
+        self.registry.iter().map(|bound| bound.number).collect()
+    }
+
+    /// The guest's addresses are these from now on.
+    pub fn set_guests(&mut self, guest_v4: Option<Ipv4Addr>, guest_v6: Option<Ipv6Addr>) {
+        self.registry.set_guests(guest_v4, guest_v6);
     }
 
     /// These of them, in the order of their numbers.
@@ -159,10 +169,15 @@ mod tests {
         assert_eq!(ports.remove(1).unwrap().number, 0);
         assert_eq!(publish(&mut ports, &["127.0.0.1::82"]), [3]);
         assert_eq!(ports.get(3).unwrap().number, 2);
-        assert_eq!(ports.renumbered().len(), 2);
+        assert_eq!(ports.renumbered(0).len(), 2);
         assert_eq!(ports.get(3).unwrap().number, 1);
         assert_eq!(publish(&mut ports, &["127.0.0.1::83"]), [4]);
         assert_eq!(ports.get(4).unwrap().number, 2);
+        // A process that has been told of seven.
+        ports.renumbered(7);
+        assert_eq!(ports.numbers(), [7, 8, 9]);
+        assert_eq!(publish(&mut ports, &["127.0.0.1::84"]), [5]);
+        assert_eq!(ports.get(5).unwrap().number, 10);
     }
 
     #[test]

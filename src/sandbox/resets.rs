@@ -5,8 +5,9 @@
 //! capability over this network namespace, has the kernel end them (sock_diag(7), SOCK_DESTROY; `CONFIG_INET_DIAG_DESTROY`):
 //! whoever waits gets ECONNABORTED that moment.
 //!
-//! Ended are connections to anybody but the loopback network and members of the sandbox's own subnet, whom frames reach
-//! directly: those connections go on. The gateway is no member. A connection that is only being asked for (SYN-SENT) is left:
+//! Ended are connections to anybody but the loopback network and members of the interface's own subnet, whom frames reach
+//! directly: those connections go on, until the interface itself goes. The gateway is no member. What belongs to an address of
+//! another interface of the sandbox is none of this one's business. A connection that is only being asked for (SYN-SENT) is left:
 //! its next SYN reaches the successor.
 //!
 //! Two exchanges for each family: a dump of what there is, and a request for each that is to be ended. A few bytes of own
@@ -37,34 +38,38 @@ const ID_IN_ANSWER: usize = 4;
 /// either kind (3, 12).
 const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
-/// Whose connections go on.
-#[derive(Clone, Copy, Debug)]
-pub struct Spared {
-    /// IPv4 plan of the sandbox.
+/// Which connections are over.
+#[derive(Clone, Debug)]
+pub struct Over {
+    /// Plans of the interface.
     pub v4: Option<PlanV4>,
-    /// IPv6 plan of the sandbox.
+    /// IPv6 plan of the interface.
     pub v6: Option<PlanV6>,
+    /// Addresses of the sandbox's other interfaces, whose connections go on.
+    pub others: Vec<IpAddr>,
+    /// Those to members of its own subnet are over, too: the interface is about to go.
+    pub members: bool,
 }
 
-impl Spared {
-    /// Whether a connection to `peer` goes on.
-    fn has(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        peer.is_loopback()
-            || match peer {
-                IpAddr::V4(peer) => self.v4.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
-                IpAddr::V6(peer) => self.v6.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
-            }
+impl Over {
+    /// Whether a connection between `own` and `peer` is over.
+    fn has(&self, own: IpAddr, peer: IpAddr) -> bool {
+        let (own, peer) = (own.to_canonical(), peer.to_canonical());
+        let is_member = || match peer {
+            IpAddr::V4(peer) => self.v4.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
+            IpAddr::V6(peer) => self.v6.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
+        };
+        !peer.is_loopback() && !self.others.contains(&own) && (self.members || !is_member())
     }
 }
 
 /// Ends the connections; how many there were. The caller is in the network namespace, and has CAP_NET_ADMIN over it.
-pub fn end_connections(spared: Spared) -> io::Result<usize> {
+pub fn end_connections(over: &Over) -> io::Result<usize> {
     let mut ended = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let family = family as u8;
         for id in dump(family)? {
-            if !spared.has(peer_of(family, &id)) {
+            if over.has(address_of(family, &id, OWN), address_of(family, &id, PEER)) {
                 ended += usize::from(destroy(family, &id)?);
             }
         }
@@ -154,10 +159,13 @@ fn error_of(body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The other end in a socket's id: ports, then the own address, then the other's, each in 16 bytes.
-fn peer_of(family: u8, id: &[u8; ID]) -> IpAddr {
+/// Where the addresses are in a socket's id, behind the ports, each in 16 bytes.
+const OWN: usize = 4;
+const PEER: usize = 20;
+
+fn address_of(family: u8, id: &[u8; ID], at: usize) -> IpAddr {
     let mut address = [0; 16];
-    address.copy_from_slice(&id[20..36]);
+    address.copy_from_slice(&id[at..at + 16]);
     if i32::from(family) == libc::AF_INET {
         IpAddr::V4(Ipv4Addr::new(address[0], address[1], address[2], address[3]))
     } else {
@@ -171,14 +179,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_spared() {
+    fn which_are_over() {
         let v4 = PlanV4 {
             subnet: "172.18.0.0/16".parse().unwrap(),
             gateway: [172, 18, 0, 1].into(),
             dns: [172, 18, 0, 1].into(),
             guest: [172, 18, 0, 2].into(),
         };
-        let spared = Spared { v4: Some(v4), v6: None };
+        let other = IpAddr::from([172, 19, 0, 2]);
+        let over = Over { v4: Some(v4), v6: None, others: vec![other], members: false };
+        let leaves = Over { members: true, ..over.clone() };
         for (peer, goes_on) in [
             ("127.0.0.1", true),
             ("::1", true),
@@ -189,7 +199,10 @@ mod tests {
             ("::ffff:198.51.100.2", false),
             ("2001:db8::1", false),
         ] {
-            assert_eq!(spared.has(peer.parse().unwrap()), goes_on, "{peer}");
+            let peer: IpAddr = peer.parse().unwrap();
+            assert_eq!(over.has(v4.guest.into(), peer), !goes_on, "{peer}");
+            assert_eq!(leaves.has(v4.guest.into(), peer), !peer.to_canonical().is_loopback(), "{peer}");
+            assert!(!over.has(other, peer) && !leaves.has(other, peer), "{peer}");
         }
     }
 
@@ -202,7 +215,7 @@ mod tests {
         let to = |id: &&[u8; ID]| u16::from_be_bytes([id[2], id[3]]) == port;
         let found: Vec<_> = ids.iter().filter(to).collect();
         assert_eq!(found.len(), 1, "the client's end; a listener is none");
-        assert_eq!(peer_of(libc::AF_INET as u8, found[0]), IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(address_of(libc::AF_INET as u8, found[0], PEER), IpAddr::from([127, 0, 0, 1]));
     }
 
     #[test]

@@ -76,14 +76,20 @@ impl About {
         }
     }
 
+    /// True if the sandbox has no interface of its own and gets none.
+    pub fn is_without_interface(&self) -> bool {
+        matches!(self.network_mode.as_str(), "none" | "host") || self.network_mode.starts_with("container:")
+    }
+
     /// True if the command was started, as far as the file can tell: those of an older tapway say nothing of it.
     pub fn is_started(&self) -> bool {
         self.started.is_some() || self.created.is_none()
     }
 }
 
-/// One attachment to a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One attachment to a network. Files of an older tapway have the first three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Attachment {
     /// Name of the network.
     pub network: String,
@@ -91,6 +97,28 @@ pub struct Attachment {
     pub mac: String,
     /// IPv4 and IPv6, as far as they are on.
     pub addresses: Vec<Address>,
+    /// The interface inside.
+    pub interface: String,
+    /// Id of the network, 64 hex digits; empty where it has none.
+    pub network_id: String,
+    /// Another one each time a sandbox is connected.
+    pub endpoint_id: String,
+    /// What the sandbox is called there.
+    pub names: Vec<String>,
+    /// `--network-alias`.
+    pub aliases: Vec<String>,
+    /// `--link`, as `NAME:ALIAS`.
+    pub links: Vec<String>,
+    /// `--ip`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// `--ip6`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<IpAddr>,
+    /// `gw-priority`.
+    pub gw_priority: i32,
+    /// The default route leads there, and published ports come from there.
+    pub gateway: bool,
 }
 
 /// An address of an attachment.

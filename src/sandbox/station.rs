@@ -1,5 +1,5 @@
-//! What every monitor has, whoever made the namespace that it stands by: the way to the network process, the TAP, the control
-//! socket and what clients ask for there, the watch on the host's resolv.conf, and the state file.
+//! What every monitor has, whoever made the namespace that it stands by: the endpoints, each with its TAP and the way to its network
+//! process, the control socket and what clients ask for there, the watch on the host's resolv.conf, and the state file.
 //!
 //! A monitor (`sandbox::monitor` of a sandbox that it made, `sandbox::attached` of a namespace of somebody else's) owns the
 //! loop: it adds its own descriptors to [`Station::wait`], does what is its own, and lets the station do the rest in this order:
@@ -10,26 +10,32 @@
 //! A network process that dies is replaced at once by one that gets the same TAP and listeners, of which the station keeps
 //! duplicates (`sandbox::uplink`, also for the process of a shared network, which is nobody's child). One that let go because
 //! the interface is gone is not: the TAP's descriptor tells (EBADFD), and the monitor knows what that means.
+//!
+//! **Several networks.** Which of them is the gateway follows from what they are (`network::gateway`) and is settled anew whenever
+//! an endpoint comes or goes ([`Station::elect`]): the published ports are served by its process from then on, their sockets stay
+//! open here meanwhile. What a client asks is asked of the gateway's process, or of the one of the network that it names.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Key, Server, Watched};
 use super::desk::{Answered, Desk, Identity};
 use super::host_dns::{self, RESOLV_CONF, Watcher};
+use super::endpoint::{self, Endpoint};
+use super::place::{Place, Template};
 use super::state::{self, About, Entry};
-use super::uplink::{Source, Uplink, UplinkError};
+use super::uplink::{LEAVE_TIME, Uplink, UplinkError};
 use crate::api::attach::{AttachError, FromNetwork};
+use crate::api::error::{ApiError, Code};
 use crate::api::session::{Limits, Request};
 use crate::api::verbs;
-use crate::network::config::{EndpointConfig, Listener, Offloads};
+use crate::network::config::{Listener, Offloads};
 use crate::network::desired::Desired;
 use crate::{sys, telemetry};
 
@@ -43,8 +49,10 @@ const ALSO_WATCHED: [&str; 1] = ["hosts"];
 /// What was decided before anything is started.
 #[derive(Debug)]
 pub struct Plan {
-    /// What the network process is told; `offloads` is filled in when the TAP exists.
-    pub endpoint: EndpointConfig,
+    /// Where the sandbox is from the beginning, in the order of its interfaces.
+    pub places: Vec<Place>,
+    /// What its endpoints have in common.
+    pub template: Template,
     /// DNS settings and hosts.
     pub desired: Desired,
     /// Name and id.
@@ -57,10 +65,8 @@ pub struct Plan {
     pub listeners: Vec<(Listener, OwnedFd)>,
     /// Where metrics are served, and the listening socket there.
     pub metrics: Option<(SocketAddr, OwnedFd)>,
-    /// Capture file, open.
+    /// Capture file, open: what the first endpoint carries is written there.
     pub pcap: Option<OwnedFd>,
-    /// Where the network process comes from.
-    pub source: Source,
     /// What the state file tells of it.
     pub about: About,
 }
@@ -82,10 +88,24 @@ pub enum StationError {
     InterfaceGone,
 }
 
+/// What a network process has said that is the monitor's business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Frames flow on this interface.
+    Ready(String),
+    /// The process of this interface's endpoint died, and another has taken its place.
+    Replaced(String),
+    /// The process that this interface's endpoint was leaving has let go of everything.
+    Left(String),
+    /// The endpoint of this interface, which had never been ready, is not served: why.
+    Refused(String, String),
+}
+
 /// What has happened, of the station's own.
 #[derive(Debug)]
 pub struct Woken {
-    network: bool,
+    /// Interfaces whose network processes have said something.
+    networks: Vec<String>,
     /// None: there is no watch to wait for.
     watch: Option<bool>,
     clients: Vec<(Watched, PollFlags)>,
@@ -100,13 +120,11 @@ pub struct Station {
     pub desk: Desk,
     /// What the state file tells.
     pub about: About,
+    /// Where the sandbox is, in the order in which it came there. None where it has no interface of its own.
+    endpoints: Vec<Endpoint>,
     entry: Entry,
-    source: Source,
-    /// None where the sandbox has no interface of its own.
-    network: Option<Uplink>,
-    /// Duplicate of the guest's TAP, once it exists.
-    tap: Option<Rc<OwnedFd>>,
-    pcap: Option<Rc<OwnedFd>>,
+    /// The capture file, and the interface whose frames it has.
+    pcap: Option<(String, Rc<OwnedFd>)>,
     control: Option<Server>,
     started: Instant,
     /// From [`WATCH_AFTER`] on.
@@ -118,28 +136,44 @@ pub struct Station {
 }
 
 impl Station {
-    /// With the network process that `plan.source` has opened, which may be coming up meanwhile.
-    pub fn new(plan: Plan, network: Option<Uplink>) -> Self {
-        let Plan { endpoint, desired, identity, entry, control, listeners, metrics, pcap, source, about } = plan;
+    /// Finds or starts the network processes, which come up meanwhile.
+    pub fn open(plan: Plan) -> Result<Self, UplinkError> {
+        let Plan { places, template, desired, identity, entry, control, listeners, metrics, pcap, about } = plan;
+        let first = places.first().map(|place| place.interface.name.clone());
+        let mut endpoints = Vec::new();
+        for place in places {
+            endpoints.extend(Endpoint::open(place)?);
+        }
         let servers = host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF)));
-        let mut desk = Desk::new(identity, endpoint, listeners, desired, servers);
-        desk.network_pid = network.as_ref().map_or(0, Uplink::pid);
-        desk.membership = source.membership().cloned();
+        let mut desk = Desk::new(identity, template, listeners, desired, servers);
         desk.metrics = metrics.map(|(address, socket)| (address, Rc::new(socket)));
-        Self {
+        let mut station = Self {
             desk,
             about,
+            endpoints,
             entry,
-            source,
-            network,
-            tap: None,
-            pcap: pcap.map(Rc::new),
+            pcap: first.zip(pcap.map(Rc::new)),
             control: control.map(|listener| Server::new(listener, &verbs::OF_SANDBOX, Limits::default())),
             started: Instant::now(),
             watcher: None,
             settled_down: false,
             taken: 0,
+        };
+        let order = endpoint::order(&station.endpoints);
+        if let Some(&main) = station.gateway(&order).or(order.first()) {
+            station.endpoints[main].main = true;
         }
+        if let Some(&gateway) = station.gateway(&order) {
+            station.endpoints[gateway].gateway = true;
+            let (v4, v6) = station.endpoints[gateway].plans();
+            station.desk.ports.set_guests(v4.map(|plan| plan.guest), v6.map(|plan| plan.guest));
+        }
+        Ok(station)
+    }
+
+    /// The gateway among endpoints that are in order.
+    fn gateway<'a>(&self, order: &'a [usize]) -> Option<&'a usize> {
+        order.iter().find(|&&at| self.endpoints[at].rank().leads_out())
     }
 
     /// Time since the beginning, in which everything here is told.
@@ -147,14 +181,33 @@ impl Station {
         self.started.elapsed()
     }
 
-    /// True if there is an interface, or is to be one.
-    pub fn has_network(&self) -> bool {
-        self.network.is_some()
+    /// The endpoints, in the order of their interfaces.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
-    /// True if frames flow, or there is nothing by which they could.
+    /// The same in the order of their ranks, those left out that are being closed.
+    pub fn ranked(&self) -> Vec<&Endpoint> {
+        endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect()
+    }
+
+    /// True if frames flow everywhere, or there is nothing by which they could.
     pub fn is_ready(&self) -> bool {
-        self.network.as_ref().is_none_or(|network| network.ready)
+        self.endpoints.iter().all(|endpoint| endpoint.uplink.ready)
+    }
+
+    fn at(&self, interface: &str) -> Option<usize> {
+        self.endpoints.iter().position(|endpoint| endpoint.interface() == interface)
+    }
+
+    /// The endpoint of this interface.
+    pub fn endpoint(&self, interface: &str) -> Option<&Endpoint> {
+        self.at(interface).map(|at| &self.endpoints[at])
+    }
+
+    /// The endpoint on the network that was typed.
+    pub fn on_network(&self, typed: &str) -> Option<&Endpoint> {
+        endpoint::position(&self.endpoints, typed).map(|at| &self.endpoints[at])
     }
 
     /// Waits for something to happen: to the station, or to `own`, for which the events are returned in order. `until` is
@@ -172,16 +225,17 @@ impl Station {
             (None, _) => Some(WATCH_AFTER.saturating_sub(now)),
         };
         let clients = self.control.as_ref().and_then(Server::next_timeout);
-        for at in [clients, self.desk.next_timeout(), until].into_iter().flatten() {
+        let endpoints = self.endpoints.iter().filter_map(Endpoint::next_timeout).min();
+        for at in [clients, endpoints, until].into_iter().flatten() {
             let left = at.saturating_sub(now);
             wait = Some(wait.map_or(left, |wait| wait.min(left)));
         }
         let mut fds: Vec<PollFd<'_>> = own.iter().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
-        let link = self.network.as_ref().map(|Uplink { link, .. }| {
+        let links = fds.len();
+        fds.extend(self.endpoints.iter().map(|Endpoint { uplink: Uplink { link, .. }, .. }| {
             let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(link.fd(), PollFlags::POLLIN | output));
-            fds.len() - 1
-        });
+            PollFd::new(link.fd(), PollFlags::POLLIN | output)
+        }));
         let watch = watch.map(|fd| {
             fds.push(PollFd::new(fd, PollFlags::POLLIN));
             fds.len() - 1
@@ -194,7 +248,10 @@ impl Station {
         let is_ready = |at: usize| !events(&fds[at]).is_empty();
         let clients = clients.iter().zip(&fds[served..]).map(|(&(what, ..), fd)| (what, events(fd)));
         let woken = Woken {
-            network: link.is_some_and(is_ready),
+            networks: (self.endpoints.iter().enumerate())
+                .filter(|(at, _)| is_ready(links + at))
+                .map(|(_, endpoint)| endpoint.interface().to_owned())
+                .collect(),
             watch: watch.map(is_ready),
             clients: clients.filter(|(_, events)| !events.is_empty()).collect(),
             idle: count == 0,
@@ -202,11 +259,13 @@ impl Station {
         Ok(((0..own.len()).map(is_ready).collect(), woken))
     }
 
-    /// The TAP exists: the network process is told everything.
-    pub fn handle_tap(&mut self, tap: OwnedFd, offloads: Offloads) -> Result<(), StationError> {
-        self.tap = Some(Rc::new(tap));
-        self.desk.endpoint.offloads = offloads;
+    /// The TAP of this interface exists: its network process is told everything.
+    pub fn handle_tap(&mut self, interface: &str, tap: OwnedFd, offloads: Offloads) -> Result<(), StationError> {
+        let Some(at) = self.at(interface) else { return Ok(()) };
+        self.endpoints[at].tap = Some(Rc::new(tap));
+        self.endpoints[at].place.config.offloads = offloads;
         tracing::info!(
+            interface,
             vnet_hdr = offloads.vnet_hdr,
             csum = offloads.csum,
             tso4 = offloads.tso4,
@@ -214,54 +273,164 @@ impl Station {
             uso = offloads.uso,
             "the TAP's offloads"
         );
-        self.attach()
+        self.attach(at)
     }
 
     /// Tells the network process everything, with duplicates of every descriptor.
-    fn attach(&mut self) -> Result<(), StationError> {
-        let (Some(tap), Some(Uplink { link, .. })) = (&self.tap, &mut self.network) else { return Ok(()) };
-        self.desk.attach(link, tap, self.pcap.as_ref())?;
+    fn attach(&mut self, at: usize) -> Result<(), StationError> {
+        let endpoint = &mut self.endpoints[at];
+        let pcap = self.pcap.as_ref().filter(|(interface, _)| interface == endpoint.interface()).map(|(_, file)| file);
+        self.desk.attach(endpoint, pcap)?;
         let control = self.control.as_ref();
-        Ok(self.desk.resume(link, self.started.elapsed(), |key| control?.connection(key))?)
+        self.desk.resume(endpoint, self.started.elapsed(), |key| control?.connection(key))?;
+        self.introduce()
     }
 
-    /// Everything that the network process has said. Returns whether it died and another has taken its place.
-    pub fn hear(&mut self, woken: &Woken) -> Result<bool, StationError> {
-        while woken.network
-            && let Some(network) = &mut self.network
-        {
-            match network.link.hear() {
-                Ok(None) => break,
-                Ok(Some(FromNetwork::Ready)) => network.ready = true,
-                Ok(Some(FromNetwork::Failed { desc })) => return Err(StationError::Network(desc)),
-                Ok(Some(word)) => {
-                    let answered = self.desk.handle_word(word, &mut network.link)?;
-                    self.answer(answered);
-                }
-                Err(AttachError::Closed) => return self.replace_network().map(|()| true),
-                Err(error) => {
-                    tracing::warn!("the network process talks nonsense and is replaced: {}", telemetry::chain(&error));
-                    return self.replace_network().map(|()| true);
+    /// Has the network processes know of each other what they need to.
+    fn introduce(&mut self) -> Result<(), StationError> {
+        if self.endpoints.len() > 1 { Ok(endpoint::introduce(&mut self.endpoints)?) } else { Ok(()) }
+    }
+
+    /// An endpoint more, whose interface does not exist yet.
+    pub fn add(&mut self, endpoint: Endpoint) {
+        self.endpoints.push(endpoint);
+    }
+
+    /// Begins to close the endpoint of this interface. What its process says then is [`Said::Left`].
+    pub fn leave(&mut self, interface: &str) {
+        let until = self.now() + LEAVE_TIME;
+        let Some(at) = self.at(interface) else { return };
+        self.endpoints[at].uplink.link.say_goodbye();
+        self.endpoints[at].leaving = Some(until);
+    }
+
+    /// The endpoint is no more: its address is free. What was asked of it is over, and who was told of its events is told of those
+    /// of the one that takes its place.
+    pub fn remove(&mut self, interface: &str) -> Result<(), StationError> {
+        let Some(at) = self.at(interface) else { return Ok(()) };
+        let mut endpoint = self.endpoints.remove(at);
+        let answered = self.desk.handle_lost(&mut endpoint);
+        self.answer(answered);
+        self.desk.stale = true;
+        let subscribers = std::mem::take(&mut endpoint.subscribers);
+        endpoint.close();
+        self.elect()?;
+        let (Some(main), Some(control)) = (self.endpoints.iter_mut().find(|one| one.main), &self.control) else {
+            return Ok(());
+        };
+        for (key, arguments) in subscribers {
+            if let Some(connection) = control.connection(key) {
+                main.subscribers.insert(key, arguments.clone());
+                if main.attached {
+                    Desk::resubscribe(main, arguments, connection)?;
                 }
             }
         }
-        Ok(false)
+        Ok(())
+    }
+
+    /// An endpoint has come or gone: settles which is the gateway, and has everybody know.
+    pub fn elect(&mut self) -> Result<(), StationError> {
+        let order = endpoint::order(&self.endpoints);
+        let gateway = self.gateway(&order).copied();
+        let main = gateway.or(order.first().copied());
+        // First they are let go of, then they are taken: by then they may be the same process's.
+        for (at, endpoint) in self.endpoints.iter_mut().enumerate() {
+            if Some(at) != gateway {
+                self.desk.set_gateway(endpoint, false)?;
+            }
+            endpoint.main = Some(at) == main;
+        }
+        if let Some(gateway) = gateway {
+            self.desk.set_gateway(&mut self.endpoints[gateway], true)?;
+        }
+        self.desk.stale = true;
+        self.introduce()
+    }
+
+    /// The sandbox's files follow what networks it is on. `embedded`: names can be asked for at the address of Docker's containers.
+    pub fn handle_networks(&mut self, embedded: bool) {
+        let order: Vec<&Endpoint> = endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
+        self.desk.handle_networks(&order, embedded);
+    }
+
+    /// The same, before there are files.
+    pub fn know_networks(&mut self, embedded: bool) {
+        let order: Vec<&Endpoint> = endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
+        self.desk.know_networks(&order, embedded);
+    }
+
+    /// Everything that the network processes have said.
+    pub fn hear(&mut self, woken: &Woken) -> Result<Vec<Said>, StationError> {
+        let mut said = Vec::new();
+        for interface in &woken.networks {
+            if let Some(at) = self.at(interface) {
+                said.extend(self.hear_one(at)?);
+            }
+        }
+        let now = self.now();
+        let late = self.endpoints.iter().filter(|endpoint| endpoint.leaving.is_some_and(|until| until <= now));
+        for endpoint in late {
+            let left = Said::Left(endpoint.interface().to_owned());
+            if !said.contains(&left) {
+                tracing::warn!(
+                    "the process of network {} does not answer; ports may be taken for a while",
+                    endpoint.place.network
+                );
+                said.push(left);
+            }
+        }
+        Ok(said)
+    }
+
+    fn hear_one(&mut self, at: usize) -> Result<Vec<Said>, StationError> {
+        let mut said = Vec::new();
+        loop {
+            let endpoint = &mut self.endpoints[at];
+            let interface = endpoint.interface().to_owned();
+            let leaving = endpoint.leaving.is_some();
+            match endpoint.uplink.link.hear() {
+                Ok(None) => return Ok(said),
+                Ok(Some(FromNetwork::Ready)) => {
+                    endpoint.uplink.ready = true;
+                    said.push(Said::Ready(interface));
+                }
+                Ok(Some(FromNetwork::Failed { desc })) => {
+                    said.push(Said::Refused(interface, desc));
+                    return Ok(said);
+                }
+                Ok(Some(word)) => {
+                    let answered = self.desk.handle_word(word, endpoint)?;
+                    self.answer(answered);
+                }
+                Err(_) if leaving => {
+                    said.push(Said::Left(interface));
+                    return Ok(said);
+                }
+                Err(error) => {
+                    if !matches!(error, AttachError::Closed) {
+                        let why = telemetry::chain(&error);
+                        tracing::warn!("the network process talks nonsense and is replaced: {why}");
+                    }
+                    self.replace(at)?;
+                    said.push(Said::Replaced(interface));
+                    return Ok(said);
+                }
+            }
+        }
     }
 
     /// The connection is gone: attaches to another process.
-    fn replace_network(&mut self) -> Result<(), StationError> {
-        let Some(network) = &mut self.network else { return Ok(()) };
-        // drivers/net/tun.c: a queue whose interface is gone has no device.
-        let gone = |tap: &Rc<OwnedFd>| sys::tap::identity(tap.as_fd()).is_err_and(|errno| errno == Errno::EBADFD);
-        if self.tap.as_ref().is_some_and(gone) {
+    fn replace(&mut self, at: usize) -> Result<(), StationError> {
+        let endpoint = &mut self.endpoints[at];
+        if endpoint.is_interface_gone() {
             return Err(StationError::InterfaceGone);
         }
-        network.replace(&self.source)?;
-        self.desk.network_pid = network.pid();
+        endpoint.replace()?;
         // Its successor is told all that holds; what was being asked is over.
-        let answered = self.desk.handle_lost();
+        let answered = self.desk.handle_lost(endpoint);
         self.answer(answered);
-        self.attach()
+        self.attach(at)
     }
 
     /// Whatever clients did. What they ask for is at [`Self::next_request`].
@@ -273,7 +442,9 @@ impl Station {
         }
         control.handle_timeout(now);
         control.set_more(false);
-        self.desk.retain_subscribers(|key| control.is_there(key));
+        for endpoint in &mut self.endpoints {
+            endpoint.subscribers.retain(|&key, _| control.is_there(key));
+        }
         self.taken = 0;
     }
 
@@ -293,18 +464,42 @@ impl Station {
     pub fn obey(
         &mut self,
         key: Key,
-        request: Request,
+        mut request: Request,
         fds: Vec<OwnedFd>,
         without: &'static str,
     ) -> Result<(), StationError> {
         let now = self.now();
         let Some(control) = &mut self.control else { return Ok(()) };
-        let Some(Uplink { link, .. }) = &mut self.network else {
+        let wanted = if verbs::OF_ONE_NETWORK.contains(&request.verb.as_str()) {
+            request.arguments.remove("network")
+        } else {
+            None
+        };
+        let endpoint = match &wanted {
+            None => self.endpoints.iter_mut().find(|endpoint| endpoint.main),
+            Some(typed) => {
+                let typed = typed.as_str().unwrap_or_default();
+                let Some(at) = endpoint::position(&self.endpoints, typed) else {
+                    let networks: Vec<&str> =
+                        self.endpoints.iter().map(|endpoint| endpoint.place.network.as_str()).collect();
+                    let desc = format!(
+                        "{}: network: the sandbox is not on network {wanted}, but on: {}",
+                        request.verb,
+                        networks.join(", "),
+                        wanted = wanted.as_ref().map(ToString::to_string).unwrap_or_default(),
+                    );
+                    control.reply(key, ApiError::new(Code::BadArgument, desc).reply(), now);
+                    return Ok(());
+                };
+                self.endpoints.get_mut(at)
+            }
+        };
+        let Some(endpoint) = endpoint else {
             control.reply(key, self.desk.obey_without_network(request, without, now), now);
             return Ok(());
         };
         let about = (now, control.connection(key).filter(|_| request.verb == "subscribe"));
-        if let Some(reply) = self.desk.obey(key, request, fds, link, now, about)? {
+        if let Some(reply) = self.desk.obey(key, request, fds, endpoint, now, about)? {
             control.reply(key, reply, now);
         }
         Ok(())
@@ -352,13 +547,18 @@ impl Station {
     /// What is left to do at the end of a turn.
     pub fn settle(&mut self) -> Result<(), StationError> {
         let now = self.now();
-        if let Some(Uplink { link, .. }) = &mut self.network {
-            let late = self.desk.handle_timeout(now, link)?;
-            self.desk.tell_due(link)?;
-            link.flush()?;
-            self.answer(late);
+        let mut late = Vec::new();
+        for endpoint in &mut self.endpoints {
+            late.extend(self.desk.handle_timeout(now, endpoint)?);
+            self.desk.tell_due(endpoint)?;
+            endpoint.uplink.link.flush()?;
         }
+        self.answer(late);
         if std::mem::take(&mut self.desk.stale) {
+            let ports = self.desk.ports.listeners();
+            for endpoint in &mut self.endpoints {
+                endpoint.tell_lease(if endpoint.gateway { ports.clone() } else { Vec::new() });
+            }
             self.write_state();
         }
         if std::mem::take(&mut self.settled_down) {
@@ -376,7 +576,10 @@ impl Station {
 
     fn write_state(&self) {
         let Identity { id, name } = self.desk.identity.clone();
-        let (ports, about) = (self.desk.ports.listeners(), self.about.clone());
+        let (ports, mut about) = (self.desk.ports.listeners(), self.about.clone());
+        if !self.endpoints.is_empty() || !about.is_without_interface() {
+            about.networks = self.endpoints.iter().map(Endpoint::attachment).collect();
+        }
         let state = state::Sandbox { id, name, pid: std::process::id(), ports, about };
         if let Err(error) = self.entry.update(&state) {
             tracing::warn!("{}", telemetry::chain(&error));
@@ -387,17 +590,28 @@ impl Station {
     /// The last close of a TAP waits for the kernel (some 15 ms, as does that of the watch), so it is left to the network
     /// process, and runs while we close the rest.
     pub fn close(self, waiting: &[Key], reply: &[u8]) {
-        let Self { desk, entry, source, network, tap, pcap, control, started, watcher, .. } = self;
-        drop(tap);
+        let Self { desk, entry, endpoints, pcap, control, started, watcher, .. } = self;
         drop(pcap);
         drop(desk);
         drop(watcher);
-        if let Some(network) = network {
-            network.close();
+        // They let go at the same time.
+        let mut closing = Vec::new();
+        for endpoint in endpoints {
+            let Endpoint { place, mut uplink, tap, .. } = endpoint;
+            drop(tap);
+            uplink.link.say_goodbye();
+            closing.push((uplink, place));
         }
+        let places: Vec<Place> = closing
+            .into_iter()
+            .map(|(uplink, place)| {
+                uplink.close();
+                place
+            })
+            .collect();
         drop(entry);
-        // With the lease, whose address is free from here on.
-        drop(source);
+        // With the leases, whose addresses are free from here on.
+        drop(places);
         if let Some(mut control) = control {
             for &key in waiting {
                 control.reply(key, reply.to_vec(), started.elapsed());

@@ -32,7 +32,7 @@ pub const MAX_DEATHS: usize = 3;
 /// … within this time is not started again.
 pub const DEATHS_WITHIN: Duration = Duration::from_secs(10);
 /// How long the network process may take to let go at the end: an own one writes out its capture file.
-const LEAVE_TIME: Duration = Duration::from_secs(2);
+pub const LEAVE_TIME: Duration = Duration::from_secs(2);
 
 /// Where the network process comes from.
 #[derive(Debug)]

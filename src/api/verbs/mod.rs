@@ -4,6 +4,7 @@
 //! results may gain fields. Turning them into acts is the business of whoever answers.
 
 pub mod capture;
+pub mod connect;
 pub mod dns;
 pub mod life;
 pub mod network;
@@ -35,12 +36,32 @@ pub const ALL: &[&str] = &[
     "subscribe",
 ];
 
-/// Every verb that the control socket of a sandbox knows: those, and what concerns its processes.
-pub const OF_SANDBOX: [&str; ALL.len() + life::VERBS.len()] = {
-    let mut all = [""; ALL.len() + life::VERBS.len()];
+/// Verbs that are about one network of a sandbox that is on several: a sandbox's socket takes its name, or the beginning of its
+/// id, as `network`, and otherwise means the one that has the default route.
+pub const OF_ONE_NETWORK: &[&str] = &[
+    "get_info",
+    "start_capture",
+    "stop_capture",
+    "list_captures",
+    "list_flows",
+    "kill_flow",
+    "get_stats",
+    "get_metrics",
+    "subscribe",
+];
+
+/// Every verb that the control socket of a sandbox knows: those, and what concerns its processes and networks.
+pub const OF_SANDBOX: [&str; ALL.len() + life::VERBS.len() + connect::VERBS.len()] = {
+    let mut all = [""; ALL.len() + life::VERBS.len() + connect::VERBS.len()];
     let mut at = 0;
     while at < all.len() {
-        all[at] = if at < ALL.len() { ALL[at] } else { life::VERBS[at - ALL.len()] };
+        all[at] = if at < ALL.len() {
+            ALL[at]
+        } else if at < ALL.len() + life::VERBS.len() {
+            life::VERBS[at - ALL.len()]
+        } else {
+            connect::VERBS[at - ALL.len() - life::VERBS.len()]
+        };
         at += 1;
     }
     all

@@ -1,8 +1,9 @@
 //! `tapway network`: networks that sandboxes share, under docker's commands, words and JSON.
 //!
 //! A network is a definition in a file (`sandbox::networks`); its process, if it has one, is another matter, and nothing
-//! here starts one. Texts are Docker's without "Error response from daemon: ".
+//! here starts one. `connect` and `disconnect` are about a sandbox, whose monitor does them. Texts are Docker's without "Error response from daemon: ".
 
+pub mod connect;
 pub mod create;
 pub mod filter;
 pub mod inspect;
@@ -17,7 +18,7 @@ use super::{FAILURE, Failure, USAGE};
 use crate::network::creation::CreateError;
 use crate::network::timestamp::Timestamp;
 use crate::sandbox::networks::{Broken, Store, StoreError};
-use crate::sandbox::state;
+use crate::sandbox::place;
 use crate::telemetry;
 
 const EXAMPLES: &str = "\
@@ -29,6 +30,8 @@ Examples:
   tapway network ls --filter label=team=a --format '{{.Name}}\\t{{.Driver}}'
   tapway network inspect -f '{{range .Containers}}{{.Name}} {{end}}' web
       who is in it
+  tapway network connect db web
+      the running sandbox 'web' is on the network 'db', too
   tapway network prune -f
       remove those without a running sandbox";
 
@@ -46,6 +49,10 @@ pub struct NetworkArgs {
 pub enum NetworkAction {
     /// Make a network.
     Create(Box<create::CreateArgs>),
+    /// Connect a running sandbox to one more network.
+    Connect(connect::ConnectArgs),
+    /// Take a running sandbox off a network.
+    Disconnect(connect::DisconnectArgs),
     /// List networks.
     #[command(visible_alias = "list")]
     Ls(ls::LsArgs),
@@ -62,6 +69,8 @@ pub enum NetworkAction {
 pub fn main(args: &NetworkArgs) -> Result<u8, Failure> {
     let outcome = match &args.action {
         NetworkAction::Create(args) => create::main(args),
+        NetworkAction::Connect(args) => connect::connect(args),
+        NetworkAction::Disconnect(args) => connect::disconnect(args),
         NetworkAction::Ls(args) => ls::main(args),
         NetworkAction::Inspect(args) => inspect::main(args),
         NetworkAction::Rm(args) => rm::main(args),
@@ -72,7 +81,7 @@ pub fn main(args: &NetworkArgs) -> Result<u8, Failure> {
 
 /// The networks of the caller.
 pub fn store() -> Store {
-    Store::new(state::lasting_dir().as_deref())
+    place::store()
 }
 
 /// The time, as the clock of the host has it.

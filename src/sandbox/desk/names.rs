@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::super::edit::Edited;
-use super::super::files::host_line;
-use super::super::link::Link;
+use super::super::endpoint::Endpoint;
+use super::super::files::{host_line, own_line};
+use super::super::place;
 use super::Desk;
 use crate::api::attach::{self, AttachError, ToNetwork};
 use crate::api::error::{ApiError, Code};
@@ -19,7 +20,7 @@ impl Desk {
         if servers != self.host_servers {
             tracing::info!(?servers, "the host's name servers changed");
             self.host_servers = servers;
-            self.servers_due |= self.desired.dns().servers.is_none();
+            self.servers_version += u64::from(self.desired.dns().servers.is_none());
         }
     }
 
@@ -32,16 +33,22 @@ impl Desk {
         }
     }
 
-    /// The lines of /etc/hosts that are these hosts'.
+    /// The lines of /etc/hosts that are ours to change: the sandbox's own, and its hosts'.
     pub fn host_lines(&self) -> Vec<String> {
-        self.desired.hosts().iter().map(|host| host_line(host.address, &host.name.to_string())).collect()
+        let hostname = &self.template.config.hostname;
+        let own = self.addresses.iter().map(|&address| own_line(address, hostname));
+        own.chain(self.desired.hosts().iter().map(|host| host_line(host.address, &host.name.to_string()))).collect()
     }
 
     /// The lines of /etc/resolv.conf that may change.
     pub fn resolv_lines(&self) -> Vec<String> {
-        let text = self.desired.dns().resolv_conf(&self.resolvers);
-        let may = |line: &&str| line.starts_with("search") || line.starts_with("options");
-        text.lines().filter(may).map(str::to_owned).collect()
+        let may = |line: &&str| ["nameserver", "search", "options"].iter().any(|word| line.starts_with(word));
+        self.resolv_text().lines().filter(may).map(str::to_owned).collect()
+    }
+
+    /// The text of /etc/resolv.conf.
+    pub fn resolv_text(&self) -> String {
+        place::resolv_text(self.desired.dns(), &self.resolvers)
     }
 
     pub(super) fn write_files(&mut self) -> Result<(), ApiError> {
@@ -58,35 +65,68 @@ impl Desk {
         Ok(())
     }
 
-    pub(super) fn tell_servers(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        self.servers_due = false;
+    pub(super) fn tell_servers(&mut self, at: &mut Endpoint) -> Result<(), AttachError> {
+        at.told_servers = self.servers_version;
         let zones = self.desired.dns().zones.clone();
-        link.push(&ToNetwork::HostDns { servers: self.servers(), zones }, Vec::new())
+        at.uplink.link.push(&ToNetwork::HostDns { servers: self.servers(), zones }, Vec::new())
     }
 
-    pub(super) fn tell_names(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        self.names_due = false;
+    pub(super) fn tell_names(&mut self, at: &mut Endpoint) -> Result<(), AttachError> {
+        at.told_names = self.names_version;
         for message in attach::zone_messages(self.desired.zone_records())? {
-            link.push(&message, Vec::new())?;
+            at.uplink.link.push(&message, Vec::new())?;
         }
         Ok(())
     }
 
     /// Says what is due to the network process, once it has heard what was said before.
-    pub fn tell_due(&mut self, link: &mut Link) -> Result<(), AttachError> {
-        if !self.attached {
-            // All is told at attach.
-            (self.names_due, self.servers_due) = (false, false);
-        }
-        if link.backlog() == 0 {
-            if self.servers_due {
-                self.tell_servers(link)?;
+    pub fn tell_due(&mut self, at: &mut Endpoint) -> Result<(), AttachError> {
+        // Before that all is told at attach.
+        if at.attached && at.uplink.link.backlog() == 0 {
+            if at.told_servers != self.servers_version {
+                self.tell_servers(at)?;
             }
-            if self.names_due {
-                self.tell_names(link)?;
+            if at.told_names != self.names_version {
+                self.tell_names(at)?;
             }
         }
         Ok(())
+    }
+
+    /// The sandbox has these endpoints now, in the order of their ranks. `embedded`: the address of Docker's containers leads to
+    /// the first one's gateway. Its files follow.
+    pub fn handle_networks(&mut self, endpoints: &[&Endpoint], embedded: bool) {
+        self.know_networks(endpoints, embedded);
+        if let Err(error) = self.write_files() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// The same, before there are files.
+    pub fn know_networks(&mut self, endpoints: &[&Endpoint], embedded: bool) {
+        self.addresses = endpoints
+            .iter()
+            .flat_map(|endpoint| {
+                let (v4, v6) = endpoint.plans();
+                v4.map(|plan| plan.guest.into()).into_iter().chain(v6.map(|plan| plan.guest.into()))
+            })
+            .collect();
+        self.networks = endpoints
+            .iter()
+            .map(|endpoint| {
+                let (v4, v6) = endpoint.plans();
+                json!({
+                    "network": endpoint.place.network,
+                    "interface": endpoint.interface(),
+                    "mac": endpoint.place.interface.mac.to_string(),
+                    "v4": v4.map(|plan| plan.guest),
+                    "v6": v6.map(|plan| plan.guest),
+                    "gateway": endpoint.gateway,
+                })
+            })
+            .collect();
+        let places = endpoints.iter().map(|endpoint| (endpoint.place.names && embedded, endpoint.config()));
+        self.resolvers = place::resolvers(places);
     }
 
     pub(super) fn names(&mut self, request: dns::Request) -> Result<Value, ApiError> {
@@ -101,8 +141,8 @@ impl Desk {
         }
         match change {
             NamesChange::Nothing => {}
-            NamesChange::Settings => self.servers_due = true,
-            NamesChange::Records | NamesChange::Hosts => self.names_due = true,
+            NamesChange::Settings => self.servers_version += 1,
+            NamesChange::Records | NamesChange::Hosts => self.names_version += 1,
         }
         Ok(value)
     }

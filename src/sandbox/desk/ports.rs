@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::super::control::Key;
-use super::super::link::Link;
+use super::super::endpoint::Endpoint;
 use super::super::published::Bound;
 use super::{Change, Desk, PATIENCE, UNLISTEN};
 use crate::api::attach::{AttachError, MAX_FDS, ToNetwork};
@@ -21,7 +21,7 @@ impl Desk {
         &mut self,
         key: Key,
         request: hostfwd::Request,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
     ) -> Result<Option<Vec<u8>>, AttachError> {
         match request {
@@ -30,7 +30,7 @@ impl Desk {
                 let bound =
                     self.ports.check_room(1).map_err(|error| error.desc).and_then(|()| self.ports.forward(&add));
                 match bound {
-                    Ok(id) => self.serve(key, vec![id], link, now, Some(hostfwd::added(id))),
+                    Ok(id) => self.serve(key, vec![id], at, now, Some(hostfwd::added(id))),
                     Err(reason) => {
                         // The reply is slirp4netns's, which has no place for it.
                         tracing::warn!("add_hostfwd: {reason}");
@@ -39,7 +39,7 @@ impl Desk {
                 }
             }
             hostfwd::Request::Remove(id) => match self.ports.remove(id) {
-                Some(port) => self.release(key, vec![port], hostfwd::removed(), link, now),
+                Some(port) => self.release(key, vec![port], hostfwd::removed(), at, now),
                 None => Ok(Some(hostfwd::refused(&Fault::RemoveId))),
             },
         }
@@ -62,7 +62,7 @@ impl Desk {
         &mut self,
         key: Key,
         bound: Vec<u64>,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
         legacy: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, AttachError> {
@@ -72,18 +72,18 @@ impl Desk {
             let ports = bound.iter().filter_map(|id| self.ports.get(*id)).map(|port| self.ports.tell(port)).collect();
             error::reply(&error::value(&verbs::Ports { ports }))
         });
-        if !self.attached {
+        if !at.attached || !at.gateway {
             return Ok(Some(reply));
         }
-        self.last_change += 1;
+        at.last_change += 1;
         let batches = self.ports.batch(&bound);
         let missing = batches.len().div_ceil(MAX_FDS);
         let until = now + PATIENCE;
         let change = Change { key, bound, missing, fault: None, reply, legacy: is_legacy, until };
-        self.changes.insert(self.last_change, change);
+        at.changes.insert(at.last_change, change);
         for batch in batches.chunks(MAX_FDS) {
-            self.listens.push_back(self.last_change);
-            listen(link, batch)?;
+            at.listens.push_back(at.last_change);
+            listen(at, batch)?;
         }
         Ok(None)
     }
@@ -94,34 +94,68 @@ impl Desk {
         key: Key,
         removed: Vec<Bound>,
         reply: Vec<u8>,
-        link: &mut Link,
+        at: &mut Endpoint,
         now: Duration,
     ) -> Result<Option<Vec<u8>>, AttachError> {
         self.stale = true;
-        if !self.attached {
+        if !at.attached || !at.gateway {
             return Ok(Some(reply));
         }
-        self.last_change += 1;
-        let id = self.last_change;
-        let missing = self.unlisten(&removed, id, link)?;
+        at.last_change += 1;
+        let id = at.last_change;
+        let missing = Self::unlisten(&removed, id, at)?;
         let until = now + PATIENCE;
         let change = Change { key, bound: Vec::new(), missing, fault: None, reply, legacy: false, until };
-        self.changes.insert(id, change);
+        at.changes.insert(id, change);
         Ok(None)
     }
 
-    pub(super) fn unlisten(&mut self, removed: &[Bound], change: u64, link: &mut Link) -> Result<usize, AttachError> {
+    pub(super) fn unlisten(removed: &[Bound], change: u64, at: &mut Endpoint) -> Result<usize, AttachError> {
         let numbers: Vec<usize> = removed.iter().map(|port| port.number).collect();
+        Self::unlisten_numbers(&numbers, change, at)
+    }
+
+    fn unlisten_numbers(numbers: &[usize], change: u64, at: &mut Endpoint) -> Result<usize, AttachError> {
         for batch in numbers.chunks(UNLISTEN) {
-            self.unlistens.push_back(change);
-            link.push(&ToNetwork::Unlisten { numbers: batch.to_vec() }, Vec::new())?;
+            at.unlistens.push_back(change);
+            at.uplink.link.push(&ToNetwork::Unlisten { numbers: batch.to_vec() }, Vec::new())?;
         }
         Ok(numbers.len().div_ceil(UNLISTEN))
+    }
+
+    /// Has this network process serve all ports.
+    pub(super) fn listen_all(&mut self, at: &mut Endpoint) -> Result<(), AttachError> {
+        let (v4, v6) = at.plans();
+        self.ports.set_guests(v4.map(|plan| plan.guest), v6.map(|plan| plan.guest));
+        for batch in self.ports.renumbered(at.told_ports).chunks(MAX_FDS) {
+            at.listens.push_back(0);
+            listen(at, batch)?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint is the sandbox's gateway, or is it no more: its process begins or ends to serve the ports, whose sockets stay
+    /// open here. Connections that are established go on where they are.
+    pub fn set_gateway(&mut self, at: &mut Endpoint, gateway: bool) -> Result<(), AttachError> {
+        if std::mem::replace(&mut at.gateway, gateway) == gateway {
+            return Ok(());
+        }
+        self.stale = true;
+        if !at.attached {
+            // It is told with everything else.
+            return Ok(());
+        }
+        if gateway {
+            return self.listen_all(at);
+        }
+        let numbers = self.ports.numbers();
+        Self::unlisten_numbers(&numbers, 0, at).map(drop)
     }
 }
 
 /// One batch of ports.
-pub(super) fn listen(link: &mut Link, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {
+fn listen(at: &mut Endpoint, batch: &[(Listener, Rc<OwnedFd>)]) -> Result<(), AttachError> {
     let listeners = batch.iter().map(|(listener, _)| *listener).collect();
-    link.push(&ToNetwork::Listen { listeners }, batch.iter().map(|(_, fd)| Rc::clone(fd)).collect())
+    at.told_ports += batch.len();
+    at.uplink.link.push(&ToNetwork::Listen { listeners }, batch.iter().map(|(_, fd)| Rc::clone(fd)).collect())
 }

@@ -272,7 +272,7 @@ fn work(request: &Request<'_>) -> Result<(Report, OwnedFd, Option<OwnedFd>), Ref
     let notes = match &request.configure {
         // By the name that was asked for: one that the kernel chose is not known to who asked, and that program refuses.
         Some(Configure::Slirp { plan, mtu, mac }) => set_up(request.name, *plan, *mtu, *mac).map(|()| Vec::new())?,
-        Some(Configure::Member(interface)) => interface::configure(interface)?.notes,
+        Some(Configure::Member(interface)) => interface::configure(interface, true)?.notes,
         None => Vec::new(),
     };
     let report = Report { offloads, name, joined_userns: userns.is_some(), notes, sent: -1 };
@@ -372,6 +372,6 @@ fn set_up(name: &str, plan: PlanV4, mtu: u16, mac: Option<Mac>) -> Result<(), Re
     }
     batch.set_link("set device up", index, true, vec![]);
     batch.add_address("set device address", index, IpAddr::V4(plan.guest), plan.subnet.prefix_len());
-    batch.add_default_route("set route", index, IpAddr::V4(plan.gateway));
+    batch.add_default_route("set route", index, IpAddr::V4(plan.gateway), None);
     Ok(batch.run()?)
 }
