@@ -178,18 +178,25 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
 pub struct Server {
     path: PathBuf,
     patience: Duration,
+    network: Option<String>,
 }
 
 impl Server {
     /// The one behind the socket at `path`; nothing is done yet.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), patience: PATIENCE }
+        Self { path: path.into(), patience: PATIENCE, network: None }
     }
 
     /// The same with another time-out.
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// The same, asked about this one of a sandbox's networks where a verb is about one.
+    #[must_use]
+    pub fn on(self, network: Option<&String>) -> Self {
+        Self { network: network.cloned(), ..self }
     }
 
     /// Where it is.
@@ -318,7 +325,12 @@ impl Server {
 
     fn request(&self, verb: &str, arguments: impl Serialize) -> Result<Vec<u8>, ClientError> {
         let foreign = |source| self.foreign(verb, source);
-        let arguments = serde_json::to_value(arguments).map_err(foreign)?;
+        let mut arguments = serde_json::to_value(arguments).map_err(foreign)?;
+        if let (Some(network), Some(arguments)) = (&self.network, arguments.as_object_mut())
+            && super::verbs::OF_ONE_NETWORK.contains(&verb)
+        {
+            arguments.insert("network".to_owned(), network.as_str().into());
+        }
         let mut text = serde_json::to_vec(&json!({ "execute": verb, "arguments": arguments })).map_err(foreign)?;
         text.push(b'\n');
         Ok(text)

@@ -148,11 +148,7 @@ fn run(args: &AttachArgs, ready: Option<OwnedFd>) -> Result<u8, Failure> {
         place.interface.keep_routes = true;
     }
     let output_of = |ready| detach::keep_output(&runtime_dir, sandbox, args.endpoint.rm, ready).map(|(kept, ..)| kept);
-    let plan = Plan {
-        target,
-        output: ready.map(output_of).transpose()?,
-        station,
-    };
+    let plan = Plan { target, output: ready.map(output_of).transpose()?, station };
     // Whoever closed standard output does not want to know.
     let up = |id: &str| drop(output(&format!("{id}\n")));
     attached::run(plan, up).map_err(|error| Failure { code: error.exit_code(), line: crate::telemetry::chain(&error) })

@@ -47,6 +47,9 @@ pub struct CaptureArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// File to write (pcapng), made anew; '-' for stdout
     #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub file: String,
@@ -84,7 +87,7 @@ pub fn main(args: &CaptureArgs) -> Result<u8, Failure> {
     };
     // What makes no sense must not cost the file of last time.
     CaptureOptions::try_from(arguments.clone()).map_err(|error| Failure::usage(error.to_string()))?;
-    let target = target::find(&args.sandbox)?;
+    let target = target::find(&args.sandbox)?.on(args.network.as_ref());
     // From here on a signal ends the capture, and not us before it.
     let signals = signals().map_err(|errno| Failure::runtime(&errno))?;
     let id = start(&target, &args.file, arguments)?;

@@ -205,13 +205,13 @@ impl Endpoint {
             networks,
             private,
             ipv6,
+            hostname,
             publish,
             metrics,
             outbound_v4,
             outbound_v6,
             desired,
             add_host,
-            hostname,
         })
     }
 

@@ -30,6 +30,9 @@ pub struct EventsArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// Kinds of events [default: all]
     #[arg(value_name = "EVENT")]
     pub events: Vec<String>,
@@ -43,7 +46,7 @@ pub struct EventsArgs {
 
 /// Does it.
 pub fn main(args: &EventsArgs) -> Result<u8, Failure> {
-    let target = target::find(&args.sandbox)?;
+    let target = target::find(&args.sandbox)?.on(args.network.as_ref());
     let kinds: Vec<String> =
         if args.events.is_empty() { KINDS.map(str::to_owned).to_vec() } else { args.events.clone() };
     let failure = |error| target.failure("subscribe", &error);

@@ -28,6 +28,9 @@ pub struct FlowsArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// Only flows of this protocol
     #[arg(long, value_name = "tcp|udp|icmp")]
     pub protocol: Option<String>,
@@ -92,7 +95,7 @@ pub fn fetch<E>(
 
 /// Does it.
 pub fn main(args: &FlowsArgs) -> Result<u8, Failure> {
-    let target = target::find(&args.sandbox)?;
+    let target = target::find(&args.sandbox)?.on(args.network.as_ref());
     if let Some(id) = &args.kill {
         let reply: Value = target.ask("kill_flow", json!({ "id": id }))?;
         return if args.json { output(&line(&reply)) } else { Ok(0) };

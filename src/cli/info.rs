@@ -20,6 +20,9 @@ pub struct InfoArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -27,6 +30,6 @@ pub struct InfoArgs {
 
 /// Does it.
 pub fn main(args: &InfoArgs) -> Result<u8, Failure> {
-    let reply: Value = target::find(&args.sandbox)?.ask("get_info", json!({}))?;
+    let reply: Value = target::find(&args.sandbox)?.on(args.network.as_ref()).ask("get_info", json!({}))?;
     output(&if args.json { line(&reply) } else { fields(&reply) })
 }

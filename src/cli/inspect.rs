@@ -193,7 +193,10 @@ mod tests {
         assert_eq!((&network["IPAddress"], &network["IPPrefixLen"]), (&json!("10.0.2.100"), &json!(24)));
         assert_eq!((&network["GlobalIPv6Address"], &network["IPv6Gateway"]), (&json!("fd00::64"), &json!("fd00::2")));
         assert_eq!((&network["GwPriority"], &network["Aliases"]), (&json!(3), &json!(["db"])));
-        assert_eq!((&network["IPAMConfig"], &network["Links"]), (&json!({ "IPv4Address": "10.0.2.100" }), &Value::Null));
+        assert_eq!(
+            (&network["IPAMConfig"], &network["Links"]),
+            (&json!({ "IPv4Address": "10.0.2.100" }), &Value::Null)
+        );
         assert_eq!(network["EndpointID"].as_str().map(str::len), Some(64));
         assert_eq!(value["LogPath"], "/state/logs/0123456789ab.log");
     }

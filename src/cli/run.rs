@@ -341,7 +341,10 @@ mod tests {
 
     #[test]
     fn ipv6_off_lowers_the_mtu_limit() {
-        assert!(check("--ipv6=off --mtu 1000").is_ok_and(|w| w.endpoint.private.is_some_and(|own| own.v6.is_none() && own.mtu == 1000)));
+        assert!(
+            check("--ipv6=off --mtu 1000")
+                .is_ok_and(|w| w.endpoint.private.is_some_and(|own| own.v6.is_none() && own.mtu == 1000))
+        );
     }
 
     #[test]

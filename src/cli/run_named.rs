@@ -54,8 +54,9 @@ impl Typed {
                     asked.mac = Some(plan::parse_mac(value).map_err(|error| bad(error.to_string()))?);
                 }
                 "gw-priority" => {
-                    asked.gw_priority =
-                        value.parse().map_err(|_| bad(format!("invalid gw-priority ({value}): give a whole number")))?;
+                    asked.gw_priority = value
+                        .parse()
+                        .map_err(|_| bad(format!("invalid gw-priority ({value}): give a whole number")))?;
                 }
                 "driver-opt" | "link-local-ip" => {
                     return Err(bad(format!("{key} is not supported by tapway; leave it out")));
@@ -79,7 +80,12 @@ pub fn options(args: &EndpointArgs) -> Result<Asked, Failure> {
         ip6: args.ip6.as_ref().map(|text| text.parse().map_err(|_| bad("IPv6", text))).transpose()?,
         mac: mac.map_err(|error| Failure::usage(error.to_string()))?,
         aliases: args.network_alias.clone(),
-        links: args.link.iter().map(|link| Asked::parse_link(link)).collect::<Result<_, _>>().map_err(|e| failure(&e))?,
+        links: args
+            .link
+            .iter()
+            .map(|link| Asked::parse_link(link))
+            .collect::<Result<_, _>>()
+            .map_err(|e| failure(&e))?,
         gw_priority: 0,
     })
 }

@@ -296,7 +296,9 @@ mod tests {
     fn several_networks() {
         let of = |texts: &[&str]| {
             let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
-            NetworkMode::of(&texts).map(|(mode, networks)| (mode.name(), networks.len())).map_err(|failure| failure.line)
+            NetworkMode::of(&texts)
+                .map(|(mode, networks)| (mode.name(), networks.len()))
+                .map_err(|failure| failure.line)
         };
         assert_eq!(of(&["web", "name=db,alias=x"]), Ok(("web".to_owned(), 2)));
         assert_eq!(of(&["bridge"]), Ok(("bridge".to_owned(), 1)));

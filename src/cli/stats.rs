@@ -20,6 +20,9 @@ pub struct StatsArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// Show those that are 0 as well
     #[arg(long)]
     pub all: bool,
@@ -33,7 +36,7 @@ pub struct StatsArgs {
 
 /// Does it.
 pub fn main(args: &StatsArgs) -> Result<u8, Failure> {
-    let target = target::find(&args.sandbox)?;
+    let target = target::find(&args.sandbox)?.on(args.network.as_ref());
     if args.metrics {
         let reply: Value = target.ask("get_metrics", json!({}))?;
         return output(reply["text"].as_str().unwrap_or_default());

@@ -97,9 +97,10 @@ impl Target {
         self.sandbox.as_ref().map_or(&self.typed, |sandbox| &sandbox.name)
     }
 
-    /// Whoever answers for it.
-    pub fn server(&self) -> &Server {
-        &self.server
+    /// The same, asked about this one of its networks.
+    #[must_use]
+    pub fn on(self, network: Option<&String>) -> Self {
+        Self { server: self.server.on(network), ..self }
     }
 
     /// What `error` means for whoever typed the command.

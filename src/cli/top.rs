@@ -49,6 +49,9 @@ pub struct TopArgs {
     /// Name or id of the sandbox, a process in it, or a socket
     #[arg(value_name = "SANDBOX")]
     pub sandbox: String,
+    /// Of this one of its networks, where it is on several [default: that which has the default route]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
     /// Seconds between two frames (0.1 to 60)
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub interval: f64,
@@ -65,7 +68,7 @@ pub fn main(args: &TopArgs) -> Result<u8, Failure> {
     if !args.once && !std::io::stdout().is_terminal() {
         return Err(Failure::usage("stdout is not a terminal; --once prints one frame"));
     }
-    let target = target::find(&args.sandbox)?;
+    let target = target::find(&args.sandbox)?.on(args.network.as_ref());
     let mut source = Source::open(&target);
     let mut view = View::new(target.name());
     let interval = Duration::from_secs_f64(args.interval);

@@ -187,7 +187,9 @@ pub fn introduce(endpoints: &mut [Endpoint]) -> Result<(), AttachError> {
         // The default network has no names.
         let pair = endpoints[other].place.names.then(|| {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|errno| tracing::warn!("names of network {} are not asked for: {errno}", endpoints[other].place.network))
+                .map_err(|errno| {
+                    tracing::warn!("names of network {} are not asked for: {errno}", endpoints[other].place.network);
+                })
                 .ok()
         });
         let answer = match pair.flatten() {

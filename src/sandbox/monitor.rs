@@ -466,7 +466,7 @@ impl Monitor {
             }
             FromSandbox::NotConnected { name, desc } => self.handle_not_made(&name, &desc)?,
             FromSandbox::Ordered { embedded_dns, notes } => self.handle_ordered(embedded_dns, notes)?,
-            FromSandbox::Deleted => self.handle_deleted()?,
+            FromSandbox::Deleted => self.handle_deleted(),
             FromSandbox::Prepared { notes, embedded_dns } => {
                 for note in notes {
                     tracing::info!("{note}");

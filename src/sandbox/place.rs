@@ -149,7 +149,6 @@ impl Place {
     }
 }
 
-
 /// The networks of the caller.
 pub fn store() -> Store {
     Store::new(state::lasting_dir().as_deref())

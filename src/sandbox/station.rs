@@ -26,8 +26,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::control::{self, Key, Server, Watched};
 use super::desk::{Answered, Desk, Identity};
-use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::endpoint::{self, Endpoint};
+use super::host_dns::{self, RESOLV_CONF, Watcher};
 use super::place::{Place, Template};
 use super::state::{self, About, Entry};
 use super::uplink::{LEAVE_TIME, Uplink, UplinkError};
@@ -296,6 +296,15 @@ impl Station {
         self.endpoints.push(endpoint);
     }
 
+    /// The endpoint of this interface is about to be closed, and no gateway any more: what comes for published ports comes by
+    /// another one from now on. `limit`: when it has to be over.
+    pub fn retire(&mut self, interface: &str, limit: Duration) -> Result<(), StationError> {
+        let until = self.now() + limit;
+        let Some(at) = self.at(interface) else { return Ok(()) };
+        self.endpoints[at].leaving = Some(until);
+        self.elect()
+    }
+
     /// Begins to close the endpoint of this interface. What its process says then is [`Said::Left`].
     pub fn leave(&mut self, interface: &str) {
         let until = self.now() + LEAVE_TIME;
@@ -350,13 +359,15 @@ impl Station {
 
     /// The sandbox's files follow what networks it is on. `embedded`: names can be asked for at the address of Docker's containers.
     pub fn handle_networks(&mut self, embedded: bool) {
-        let order: Vec<&Endpoint> = endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
+        let order: Vec<&Endpoint> =
+            endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
         self.desk.handle_networks(&order, embedded);
     }
 
     /// The same, before there are files.
     pub fn know_networks(&mut self, embedded: bool) {
-        let order: Vec<&Endpoint> = endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
+        let order: Vec<&Endpoint> =
+            endpoint::order(&self.endpoints).into_iter().map(|at| &self.endpoints[at]).collect();
         self.desk.know_networks(&order, embedded);
     }
 

@@ -27,6 +27,7 @@ mod network;
 mod policy;
 mod programs;
 mod publish;
+mod several;
 mod short;
 mod tcp;
 mod tools;

@@ -8,32 +8,37 @@ use crate::programs::{nginx, redis_server};
 use crate::tools::{ask_tcp, ask_udp, at, connect, listen, serve, tell_tcp, tell_udp};
 use crate::world::{Guest, HOST4, INET4, World, need, pids, wait_for};
 
-fn create(w: &World, args: &[&str]) {
+pub fn create(w: &World, args: &[&str]) {
     w.tapway(&[&["network", "create"], args].concat()).ok();
 }
 
-fn member(w: &World, network: &str, name: &str, options: &[&str]) -> Guest {
+pub fn member(w: &World, network: &str, name: &str, options: &[&str]) -> Guest {
     w.guest_on(network, &[&["--name", name], options].concat())
 }
 
 fn address(guest: &Guest) -> Ipv4Addr {
-    let text = guest.sh("ip -4 -o addr show dev eth0");
+    address_of(guest, "eth0")
+}
+
+pub fn address_of(guest: &Guest, device: &str) -> Ipv4Addr {
+    let text = guest.sh(&format!("ip -4 -o addr show dev {device}"));
     text.split_whitespace().nth(3).unwrap().split('/').next().unwrap().parse().unwrap()
 }
 
-fn dig(guest: &Guest, question: &str) -> Vec<String> {
+#[track_caller]
+pub fn dig(guest: &Guest, question: &str) -> Vec<String> {
     let text = guest.sh(&format!("dig +short +tries=2 +time=3 {question}"));
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
 }
 
-fn pings(guest: &Guest, to: &str) -> bool {
+pub fn pings(guest: &Guest, to: &str) -> bool {
     guest.cmd(&["ping", "-c1", "-W2", to]).end().code == 0
 }
 
 /// Processes of shared networks.
-fn processes() -> Vec<i32> {
+pub fn processes() -> Vec<i32> {
     let is_one = |pid: &i32| {
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         words.split(|&byte| byte == 0).nth(1) == Some(b"__network")

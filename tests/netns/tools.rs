@@ -224,7 +224,7 @@ pub fn send_pattern(mut stream: &TcpStream, seed: u64, total: usize) -> std::io:
 }
 
 /// Reads until the end and compares with the pattern. Panics at the first difference; returns the length.
-pub fn expect_pattern(mut stream: &TcpStream, seed: u64) -> usize {
+pub fn expect_pattern(mut stream: impl Read + std::fmt::Debug, seed: u64) -> usize {
     let mut pattern = Pattern::new(seed);
     // Whole words only, or the pattern would slip against itself.
     let (mut got, mut want) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);

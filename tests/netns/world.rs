@@ -261,6 +261,7 @@ impl Guest {
     }
 
     /// A shell line in the sandbox; it must succeed.
+    #[track_caller]
     pub fn sh(&self, line: &str) -> String {
         self.cmd(&["sh", "-ec", line]).ok()
     }

@@ -127,7 +127,7 @@ pub fn disconnect(args: &DisconnectArgs) -> Result<u8, Failure> {
 fn ask(target: &Target, verb: &str, arguments: &impl Serialize) -> Result<Value, Failure> {
     let end = Instant::now() + PATIENCE;
     loop {
-        match target.server().ask(verb, arguments) {
+        match target.server.ask(verb, arguments) {
             Err(error) if error.code() == Some("busy") && Instant::now() < end => std::thread::sleep(PAUSE),
             // Docker has 1 for these.
             Err(error) => return Err(Failure { code: FAILURE, ..target.failure(verb, &error) }),

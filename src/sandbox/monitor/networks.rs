@@ -8,8 +8,9 @@
 //!
 //! Making and Deleting are the first process's, as are the ways out (Ordering, Leaving: `sandbox::routes`); Attaching and Closing the
 //! network process's. The ways out are changed before anything is taken away, and after everything is there, so that what does
-//! not concern the network never waits. Published ports follow the gateway when the order has changed; clients that come in between
-//! wait in the backlogs.
+//! not concern the network never waits. Published ports follow the gateway: to a new one when the way out is by it, and away from one
+//! that goes before anything else is done. Clients that come in between wait in the backlogs; only those that had been let in by a
+//! network that goes are cut off.
 //!
 //! Taking the lease waits for the network's lock, which others hold for microseconds; a process that is stopped with it would hold
 //! this monitor up for five seconds, but none of its frames.
@@ -103,6 +104,9 @@ impl Monitor {
             }
         };
         let until = self.station.now() + PATIENCE;
+        if step == Step::Leaving {
+            self.station.retire(&interface, PATIENCE)?;
+        }
         self.change = Some(Change { key, interface, step, until, failed: None });
         self.tell(&message)
     }
@@ -170,15 +174,12 @@ impl Monitor {
 
     fn begin_disconnect(&mut self, wanted: &DisconnectNetwork) -> Result<(String, Step, ToSandbox), ApiError> {
         let Some(endpoint) = self.station.on_network(&wanted.network) else {
-            let error = match place::store().find(&wanted.network) {
-                Err(error @ StoreError::NotFound(_)) => refused(&error.into()),
-                _ => {
-                    let (id, network) = (&self.station.desk.identity.id, &wanted.network);
-                    let desc = format!("container {id} is not connected to network {network}");
-                    ApiError::new(Code::NotFound, desc)
-                }
-            };
-            return Err(error);
+            if let Err(error @ StoreError::NotFound(_)) = place::store().find(&wanted.network) {
+                return Err(refused(&error.into()));
+            }
+            let (id, network) = (&self.station.desk.identity.id, &wanted.network);
+            let desc = format!("container {id} is not connected to network {network}");
+            return Err(ApiError::new(Code::NotFound, desc));
         };
         let name = endpoint.interface().to_owned();
         let others = self.order().into_iter().filter(|other| *other != name).collect();
@@ -248,8 +249,8 @@ impl Monitor {
         change.step = Step::Leaving;
         change.until = self.station.now() + PATIENCE;
         let name = change.interface.clone();
-        let others = self.order().into_iter().filter(|other| *other != name).collect();
-        self.tell(&ToSandbox::Leave { name, others })
+        self.station.retire(&name, PATIENCE)?;
+        self.tell(&ToSandbox::Leave { name, others: self.order() })
     }
 
     /// The first process has set the ways out.
@@ -263,7 +264,8 @@ impl Monitor {
             Step::Ordering => {
                 self.station.elect()?;
                 self.station.handle_networks(embedded_dns);
-                self.finish()
+                self.finish();
+                Ok(())
             }
             Step::Leaving => {
                 change.step = Step::Closing;
@@ -278,16 +280,15 @@ impl Monitor {
     }
 
     /// The first process has deleted an interface.
-    pub(super) fn handle_deleted(&mut self) -> Result<(), RunError> {
+    pub(super) fn handle_deleted(&mut self) {
         if self.change.as_ref().is_some_and(|change| change.step == Step::Deleting) {
-            return self.finish();
+            self.finish();
         }
-        Ok(())
     }
 
     /// Answers whoever asked.
-    fn finish(&mut self) -> Result<(), RunError> {
-        let Some(Change { key, interface, step, failed, .. }) = self.change.take() else { return Ok(()) };
+    fn finish(&mut self) {
+        let Some(Change { key, interface, step, failed, .. }) = self.change.take() else { return };
         let reply = match (failed, self.station.endpoint(&interface)) {
             (Some(failed), _) => failed.reply(),
             (None, Some(endpoint)) if step == Step::Ordering => {
@@ -304,7 +305,6 @@ impl Monitor {
             (None, _) => error::reply(&error::value(&Disconnected {})),
         };
         self.station.reply(key, reply, Vec::new());
-        Ok(())
     }
 
     /// Time has passed.
@@ -314,13 +314,15 @@ impl Monitor {
         if change.next_timeout().is_none_or(|until| now < until) {
             return Ok(());
         }
-        let late = || ApiError::new(Code::TimedOut, format!("it has not come to an end within {} s", PATIENCE.as_secs()));
+        let late =
+            || ApiError::new(Code::TimedOut, format!("it has not come to an end within {} s", PATIENCE.as_secs()));
         match change.step {
             Step::Making | Step::Attaching | Step::Ordering => self.give_up(late()),
             // The first process does nothing any more: it is stopped, say.
             Step::Leaving | Step::Closing | Step::Deleting => {
                 change.failed.get_or_insert_with(late);
-                self.finish()
+                self.finish();
+                Ok(())
             }
         }
     }
@@ -337,4 +339,3 @@ fn check_kind(network: &Network) -> Result<(), ApiError> {
     };
     Err(ApiError::new(Code::Unsupported, why))
 }
-
