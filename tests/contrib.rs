@@ -42,7 +42,14 @@ fn about_networks() -> Vec<String> {
     network.get_subcommands().filter(first).map(|sub| sub.get_name().to_owned()).collect()
 }
 
-/// Puts names of networks where they belong.
+/// Whether one of these is about a sandbox as well.
+fn is_about_both(name: &str) -> bool {
+    let all = Cli::command();
+    let sub = all.find_subcommand("network").and_then(|network| network.find_subcommand(name)).unwrap();
+    sub.get_positionals().any(|arg| arg.get_id() == "sandbox")
+}
+
+/// Puts names of networks where they belong, and of sandboxes behind them.
 fn with_networks(shell: Shell, mut text: String) -> String {
     match shell {
         Shell::Bash => {
@@ -51,10 +58,13 @@ fn with_networks(shell: Shell, mut text: String) -> String {
                 let at = text.find(&head).unwrap() + head.len();
                 let first = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then\n";
                 let at = at + text[at..].find(first).unwrap();
-                let names = "            if [[ ${cur} != -* && ${prev} != -* ]] ; then\n                \
-                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete networks 2>/dev/null)\" -- \"${cur}\") )\n                \
-                    return 0\n            fi\n";
-                text.insert_str(at, names);
+                let more = if is_about_both(&name) { "; \"$1\" __complete sandboxes 2>/dev/null" } else { "" };
+                let names = format!(
+                    "            if [[ ${{cur}} != -* && ${{prev}} != -* ]] ; then\n                \
+                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete networks 2>/dev/null{more})\" -- \"${{cur}}\") )\n                \
+                    return 0\n            fi\n"
+                );
+                text.insert_str(at, &names);
             }
         }
         Shell::Zsh => {
@@ -62,6 +72,12 @@ fn with_networks(shell: Shell, mut text: String) -> String {
             // Aliases are commands of their own there.
             assert!(text.matches(about).count() >= about_networks().len());
             text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_networks"));
+            let behind = ":sandbox -- Name or id of a running sandbox:";
+            assert_eq!(
+                text.matches(behind).count(),
+                about_networks().iter().filter(|name| is_about_both(name)).count()
+            );
+            text = text.replace(&format!("{behind}_default"), &format!("{behind}_tapway_sandboxes"));
             let helper = "(( $+functions[_tapway_networks] )) ||\n_tapway_networks() {\n    local -a names\n    \
                 names=(${(f)\"$(_call_program networks tapway __complete networks 2>/dev/null)\"})\n    \
                 compadd -a names\n}\n\n";
@@ -70,9 +86,11 @@ fn with_networks(shell: Shell, mut text: String) -> String {
         }
         _ => {
             let names = "-f -a \"(tapway __complete networks 2>/dev/null)\" -d 'Network'";
+            let sandboxes = "-f -a \"(tapway __complete sandboxes 2>/dev/null)\" -d 'Sandbox'";
             let line = |name: String| {
                 let here = "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from";
-                format!("complete -c tapway -n \"{here} {name}\" {names}")
+                let line = |what| format!("complete -c tapway -n \"{here} {name}\" {what}");
+                if is_about_both(&name) { line(names) + "\n" + &line(sandboxes) } else { line(names) }
             };
             text += &(about_networks().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
         }

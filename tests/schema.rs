@@ -48,6 +48,8 @@ const VERBS: &[(&str, &str, &str)] = &[
     ("get_namespaces", "life::GetNamespaces", "life::Namespaces"),
     ("send_signal", "life::SendSignal", ""),
     ("stop", "life::Stop", "life::Stopped"),
+    ("connect_network", "connect::ConnectNetwork", "connect::Connected"),
+    ("disconnect_network", "connect::DisconnectNetwork", "connect::Disconnected"),
     ("list_members", "observe::Nothing", "network::MemberList"),
 ];
 
@@ -268,6 +270,9 @@ impl Schema<'_> {
             "u16" => json!({ "type": "integer", "minimum": 0, "maximum": u16::MAX }),
             "u32" => json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX }),
             "u64" | "usize" => json!({ "type": "integer", "minimum": 0 }),
+            "i32" => json!({ "type": "integer", "minimum": i32::MIN, "maximum": i32::MAX }),
+            "Ipv4Addr" => json!({ "type": "string", "format": "ipv4" }),
+            "Ipv6Addr" => json!({ "type": "string", "format": "ipv6" }),
             "IpAddr" => json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] }),
             name => {
                 let full = self.types.resolve(module, name);
@@ -294,7 +299,14 @@ fn generated() -> Value {
     let mut requests = Vec::new();
     let mut replies = Map::new();
     for &(verb, arguments, result) in VERBS {
-        let arguments = schema.reference(arguments);
+        let mut arguments = schema.reference(arguments);
+        if tapway::api::verbs::OF_ONE_NETWORK.contains(&verb) {
+            arguments = json!({ "anyOf": [arguments, {
+                "description": "On a sandbox's socket these, and which of its networks is meant, by name or id.",
+                "properties": { "network": { "type": "string" } },
+                "required": ["network"],
+            }] });
+        }
         requests.push(json!({
             "type": "object",
             "properties": { "execute": { "const": verb }, "arguments": arguments },

@@ -115,8 +115,14 @@ _tapway() {
             tapway__subcmd__hosts,rm)
                 cmd="tapway__subcmd__hosts__subcmd__rm"
                 ;;
+            tapway__subcmd__network,connect)
+                cmd="tapway__subcmd__network__subcmd__connect"
+                ;;
             tapway__subcmd__network,create)
                 cmd="tapway__subcmd__network__subcmd__create"
+                ;;
+            tapway__subcmd__network,disconnect)
+                cmd="tapway__subcmd__network__subcmd__disconnect"
                 ;;
             tapway__subcmd__network,inspect)
                 cmd="tapway__subcmd__network__subcmd__inspect"
@@ -251,7 +257,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__capture)
-            opts="-h --host --port --protocol --snap --max --json --help"
+            opts="-h --network --host --port --protocol --snap --max --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -261,6 +267,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --host)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -433,7 +443,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__events)
-            opts="-n -h --count --json --help"
+            opts="-n -h --network --count --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -443,6 +453,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --count)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -501,7 +515,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__flows)
-            opts="-h --protocol --guest --peer --state --limit --kill --json --help"
+            opts="-h --network --protocol --guest --peer --state --limit --kill --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -511,6 +525,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --protocol)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -603,7 +621,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__info)
-            opts="-h --json --help"
+            opts="-h --network --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -613,6 +631,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -703,12 +725,62 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__network)
-            opts="-h --help create ls list inspect rm remove prune"
+            opts="-h --help create connect disconnect ls list inspect rm remove prune"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__connect)
+            opts="-h --alias --driver-opt --gw-priority --ip --ip6 --link --link-local-ip --mac-address --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null; "$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --alias)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --driver-opt)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --gw-priority)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ip6)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --link)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --link-local-ip)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mac-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -799,6 +871,24 @@ _tapway() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__disconnect)
+            opts="-f -h --force --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null; "$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;
@@ -1163,7 +1253,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__stats)
-            opts="-h --all --metrics --json --help"
+            opts="-h --network --all --metrics --json --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -1173,6 +1263,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -1215,7 +1309,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__top)
-            opts="-h --interval --once --help"
+            opts="-h --network --interval --once --help"
             if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
                 return 0
@@ -1225,6 +1319,10 @@ _tapway() {
                 return 0
             fi
             case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --interval)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -53,18 +53,18 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what 
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "slirp4netns" -d 'Be slirp4netns for callers that know only that one, e.g. podman and RootlessKit; the same as a link of that name'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "version" -d 'Print the version'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s). Of those that you made several, each with a --network; the long form says what is asked of it: name=NET[,alias=NAME][,ip=ADDR][,ip6=ADDR][,mac-address=MAC][,gw-priority=NUMBER]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip -d 'Address on a network that you made [default: the lowest that is free]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip6 -d 'IPv6 address on a network that you made [default: the lowest that is free]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l network-alias -d 'Further name on a network that you made' -r
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l link -d 'Call another sandbox of the network by a name that only this one knows' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip -d 'Address on the first network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l ip6 -d 'IPv6 address on the first network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l network-alias -d 'Further name on the first network that you made' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l link -d 'Call another sandbox of the first network by a name that only this one knows' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6); a shared network has its own [default: 65520]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
 off\t'No'"
-complete -c tapway -n "__fish_tapway_using_subcommand run" -l mac-address -d 'MAC address of the interface inside [default: random]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l mac-address -d 'MAC address of the first interface inside [default: random, or made of the address on a shared network]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
@@ -87,18 +87,18 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -s i -l interactive -
 complete -c tapway -n "__fish_tapway_using_subcommand run" -s t -l tty -d 'Accepted out of habit; the terminal is always the caller\'s'
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l name -d 'Name of the sandbox [default: its id, 12 hex digits]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s)' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network -d 'Network to join: \'bridge\' (shared by all that name no other), one made by \'tapway network create\', \'private\' (one of the sandbox\'s own), \'none\' (only lo), \'host\', or \'container:NAME\' (another sandbox\'s). Of those that you made several, each with a --network; the long form says what is asked of it: name=NET[,alias=NAME][,ip=ADDR][,ip6=ADDR][,mac-address=MAC][,gw-priority=NUMBER]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -s p -l publish -d 'Publish a port: [[HOSTIP:]HOSTPORT:]PORT[/tcp|udp], ranges as 8000-8010:80-90' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l expose -d 'Port for -P: PORT[-END][/tcp|udp]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip -d 'Address on a network that you made [default: the lowest that is free]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip6 -d 'IPv6 address on a network that you made [default: the lowest that is free]' -r
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network-alias -d 'Further name on a network that you made' -r
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l link -d 'Call another sandbox of the network by a name that only this one knows' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip -d 'Address on the first network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ip6 -d 'IPv6 address on the first network that you made [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l network-alias -d 'Further name on the first network that you made' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l link -d 'Call another sandbox of the first network by a name that only this one knows' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mtu -d 'MTU of the interface inside, in bytes (68 to 65521; 1280 or more with IPv6); a shared network has its own [default: 65520]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
 off\t'No'"
-complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mac-address -d 'MAC address of the interface inside [default: random]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mac-address -d 'MAC address of the first interface inside [default: random, or made of the address on a shared network]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l add-host -d 'Line in /etc/hosts; IP may be \'host-gateway\'' -r
@@ -143,14 +143,16 @@ complete -c tapway -n "__fish_tapway_using_subcommand kill" -s s -l signal -d 'S
 complete -c tapway -n "__fish_tapway_using_subcommand kill" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand rm" -s f -l force -d 'End those that run, and do not mind those that are not there'
 complete -c tapway -n "__fish_tapway_using_subcommand rm" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "create" -d 'Make a network'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "ls" -d 'List networks'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "list" -d 'List networks'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "inspect" -d 'Show what networks are, and who is in them'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "rm" -d 'Remove networks'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "remove" -d 'Remove networks'
-complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create ls list inspect rm remove prune" -f -a "prune" -d 'Remove all networks that no running sandbox is in'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "create" -d 'Make a network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "connect" -d 'Connect a running sandbox to one more network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "disconnect" -d 'Take a running sandbox off a network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "ls" -d 'List networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "list" -d 'List networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "inspect" -d 'Show what networks are, and who is in them'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "rm" -d 'Remove networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "remove" -d 'Remove networks'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and not __fish_seen_subcommand_from create connect disconnect ls list inspect rm remove prune" -f -a "prune" -d 'Remove all networks that no running sandbox is in'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -s d -l driver -d 'Kind of network; there is \'bridge\' alone' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l subnet -d 'Subnet, one of IPv4 and one of IPv6; 0.0.0.0/24 is any free one of that size [default: the next of Docker\'s pools]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l gateway -d 'Address of the gateway [default: the first of the subnet or of its --ip-range]' -r
@@ -176,6 +178,19 @@ false\t''"
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l config-from -d 'Refused' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -l json -d 'Print JSON'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l alias -d 'Further name of the sandbox on the network' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l driver-opt -d 'Not supported: there are no such options' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l gw-priority -d 'The highest of a sandbox\'s networks is its gateway' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l ip -d 'Address [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l ip6 -d 'IPv6 address [default: the lowest that is free]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l link -d 'Call another sandbox of the network by a name that only this one knows' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l link-local-ip -d 'Not supported: the kernel makes these addresses' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l mac-address -d 'MAC address [default: made of the address]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -l json -d 'Print JSON: what the sandbox got'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -s f -l force -d 'No error if the sandbox is not there'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -s f -l filter -d 'Show only those of this kind' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -l format -d 'Form of the output: \'table\', \'table TEMPLATE\', \'json\' or a Go template' -r
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from ls" -s q -l quiet -d 'Print ids only'
@@ -241,8 +256,10 @@ complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_sub
 complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from rm" -l json -d 'Print JSON'
 complete -c tapway -n "__fish_tapway_using_subcommand hosts; and __fish_seen_subcommand_from rm" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand info" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand info" -l json -d 'Print JSON'
 complete -c tapway -n "__fish_tapway_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand flows" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -l protocol -d 'Only flows of this protocol' -r
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -l guest -d 'Only flows of this address, network or port of the guest: ADDR, ADDR/BITS, ADDR:PORT, :PORT' -r
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -l peer -d 'Only flows with this address, network or port at the other end' -r
@@ -251,13 +268,16 @@ complete -c tapway -n "__fish_tapway_using_subcommand flows" -l limit -d 'Show a
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -l kill -d 'End this flow instead' -r
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -l json -d 'Print JSON'
 complete -c tapway -n "__fish_tapway_using_subcommand flows" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand stats" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand stats" -l all -d 'Show those that are 0 as well'
 complete -c tapway -n "__fish_tapway_using_subcommand stats" -l metrics -d 'Print OpenMetrics text instead'
 complete -c tapway -n "__fish_tapway_using_subcommand stats" -l json -d 'Print JSON'
 complete -c tapway -n "__fish_tapway_using_subcommand stats" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand events" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand events" -s n -l count -d 'End after so many' -r
 complete -c tapway -n "__fish_tapway_using_subcommand events" -l json -d 'Print JSON, an object a line'
 complete -c tapway -n "__fish_tapway_using_subcommand events" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand capture" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l host -d 'Only frames from or to this address or network' -r
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l port -d 'Only TCP and UDP from or to this port' -r
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l protocol -d 'Only this protocol, such as tcp, udp, icmp, arp' -r
@@ -265,6 +285,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand capture" -l snap -d 'Bytes
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l max -d 'End before the file is longer than this' -r
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l json -d 'At the end, print what came of it as JSON on stdout'
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand top" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand top" -l interval -d 'Seconds between two frames (0.1 to 60)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand top" -l once -d 'Print one frame and end'
 complete -c tapway -n "__fish_tapway_using_subcommand top" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -310,5 +331,9 @@ complete -c tapway -n "__fish_tapway_using_subcommand events" -a "(tapway __comp
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand top" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand ctl" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'
+complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from inspect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from rm" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'

@@ -12,7 +12,7 @@ use tapway::api::envelope::{self, Envelope};
 use tapway::api::error::{self, ApiError};
 use tapway::api::registry::Specs;
 use tapway::api::session::Hello;
-use tapway::api::verbs::{capture, dns, observe, ports};
+use tapway::api::verbs::{capture, connect, dns, observe, ports};
 use tapway::api::{attach, hostfwd};
 use tapway::network::capture::CaptureOptions;
 use tapway::network::desired::{Desired, Limits};
@@ -91,6 +91,8 @@ fn request(Envelope { execute: verb, arguments, .. }: Envelope, desired: &mut De
                 assert!(tapway::telemetry::set_level(&level).is_err());
             }
         }
+        "connect_network" => drop(typed::<connect::ConnectNetwork>(&verb, &arguments)),
+        "disconnect_network" => drop(typed::<connect::DisconnectNetwork>(&verb, &arguments)),
         "subscribe" => drop(typed::<observe::Subscribe>(&verb, &arguments)),
         "get_stats" | "get_metrics" | "get_info" => drop(typed::<observe::Nothing>(&verb, &arguments)),
         _ => {

@@ -6,7 +6,7 @@
 //! ```text
 //! monitor                                       network process
 //!   Attach {endpoint}  + [tap, pcap?]       ──►
-//!   Metrics            + [fd]               ──►   (3; where --metrics-listen was given)
+//!   Metrics            + [fd]               ──►   (3; where --metrics-listen was given; later, too, from another endpoint)
 //!   Listen {listeners} + [fd; n ≤ 250]      ──►   (as often as needed)
 //!                                           ◄──  Listened                   (2)
 //!   HostDns {...}                           ──►   (again whenever the servers change)

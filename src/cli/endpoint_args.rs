@@ -24,7 +24,8 @@ pub struct EndpointArgs {
     pub name: Option<String>,
 
     /// Network to join: 'bridge' (shared by all that name no other), one made by 'tapway network create', 'private' (one of the sandbox's
-    /// own), 'none' (only lo), 'host', or 'container:NAME' (another sandbox's)
+    /// own), 'none' (only lo), 'host', or 'container:NAME' (another sandbox's). Of those that you made several, each with a --network; the
+    /// long form says what is asked of it: name=NET[,alias=NAME][,ip=ADDR][,ip6=ADDR][,mac-address=MAC][,gw-priority=NUMBER]
     #[arg(long, alias = "net", value_name = "NETWORK", default_value = "bridge")]
     pub network: Vec<String>,
 
@@ -40,19 +41,19 @@ pub struct EndpointArgs {
     #[arg(long, value_name = "PORT")]
     pub expose: Vec<String>,
 
-    /// Address on a network that you made [default: the lowest that is free]
+    /// Address on the first network that you made [default: the lowest that is free]
     #[arg(long, value_name = "ADDR")]
     pub ip: Option<String>,
 
-    /// IPv6 address on a network that you made [default: the lowest that is free]
+    /// IPv6 address on the first network that you made [default: the lowest that is free]
     #[arg(long, value_name = "ADDR")]
     pub ip6: Option<String>,
 
-    /// Further name on a network that you made
+    /// Further name on the first network that you made
     #[arg(long, alias = "net-alias", value_name = "NAME")]
     pub network_alias: Vec<String>,
 
-    /// Call another sandbox of the network by a name that only this one knows
+    /// Call another sandbox of the first network by a name that only this one knows
     #[arg(long, value_name = "NAME[:ALIAS]")]
     pub link: Vec<String>,
 
@@ -69,7 +70,7 @@ pub struct EndpointArgs {
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub ipv6: Switch,
 
-    /// MAC address of the interface inside [default: random]
+    /// MAC address of the first interface inside [default: random, or made of the address on a shared network]
     #[arg(long, value_name = "MAC")]
     pub mac_address: Option<String>,
 

@@ -33,6 +33,11 @@ impl Answers {
         Self { plane, observer }
     }
 
+    /// What observes the data plane.
+    pub fn observer(&self) -> Option<&Observer> {
+        self.observer.as_ref()
+    }
+
     /// Answers one request; `fds` came with it.
     pub async fn answer(
         &self,

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use super::answers::Answers;
 use super::command::DataPlane;
 use super::control::Names;
+use super::metrics_http;
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::api::error::{ApiError, Code};
 use crate::host::peers::{self, Peer};
@@ -51,6 +52,8 @@ pub struct Told {
     names: Names,
     /// What speaks with the sandbox's other networks; it ends with the conversation.
     networks: JoinSet<()>,
+    /// Where metrics are served that came later than the rest; the same.
+    metrics: JoinSet<()>,
 }
 
 impl Told {
@@ -66,7 +69,17 @@ impl Told {
         let (words, to_say) = mpsc::channel(QUEUE);
         tokio::task::spawn_local(change(to_change, plane.clone(), words.clone()));
         tokio::task::spawn_local(say(Rc::clone(&conn), to_say));
-        Self { conn, resolver, plane, answers, changes, words, names, networks: JoinSet::new() }
+        Self {
+            conn,
+            resolver,
+            plane,
+            answers,
+            changes,
+            words,
+            names,
+            networks: JoinSet::new(),
+            metrics: JoinSet::new(),
+        }
     }
 
     /// The connection, which closes with whoever is the last to hold it.
@@ -166,7 +179,12 @@ impl Told {
                     }
                 });
             }
-            ToNetwork::Attach { .. } | ToNetwork::Metrics | ToNetwork::Start => {
+            ToNetwork::Metrics => {
+                if let (Some(socket), Some(observer)) = (fds.into_iter().next(), self.answers.observer()) {
+                    self.metrics.spawn_local(metrics_http::serve(socket.into(), observer.clone()));
+                }
+            }
+            ToNetwork::Attach { .. } | ToNetwork::Start => {
                 tracing::warn!("message out of order from the monitor");
             }
         }

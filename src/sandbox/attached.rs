@@ -29,6 +29,7 @@ use super::interface::Interface;
 use super::jobs;
 use super::life::{self, Wish};
 use super::logs::output::{Abandoned, Output};
+use super::resets::{Over, Whose};
 use super::station::{self, Said, Station, StationError};
 use super::uplink::UplinkError;
 use crate::api::error::{self, ApiError, Code};
@@ -50,6 +51,14 @@ impl Target {
         match self {
             Self::Process(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
             Self::File(path) => path.clone(),
+        }
+    }
+
+    /// The file of its user namespace, where that is known.
+    fn userns(&self) -> Option<PathBuf> {
+        match self {
+            Self::Process(pid) => Some(format!("/proc/{pid}/ns/user").into()),
+            Self::File(_) => None,
         }
     }
 }
@@ -153,6 +162,8 @@ struct Attached {
     station: Station,
     target: Target,
     interface: String,
+    /// Which namespace it was that got the interface.
+    identity: Option<join::Identity>,
     watched: Watched,
     output: Option<Output>,
     up: bool,
@@ -193,6 +204,7 @@ fn run_with(
     let mut attached = Attached {
         station,
         interface: interface.name.clone(),
+        identity: None,
         target,
         watched,
         output: output.take(),
@@ -210,14 +222,11 @@ fn run_with(
 impl Attached {
     /// Sends a child in for the TAP.
     fn join(&mut self, interface: &Interface) -> Result<(), AttachedError> {
-        let process_userns = match &self.target {
-            Target::Process(pid) => Some(format!("/proc/{pid}/ns/user").into()),
-            Target::File(_) => None,
-        };
+        self.identity = join::identity(&self.target.path()).ok();
         let request = Request {
             netns: self.target.path(),
             userns: None,
-            process_userns,
+            process_userns: self.target.userns(),
             name: &interface.name,
             fresh: true,
             configure: Some(Configure::Member(interface)),
@@ -263,14 +272,13 @@ impl Attached {
                     let (interface, target) = (self.interface.clone(), self.target.clone());
                     return Err(AttachedError::Deleted { interface, target });
                 }
-                // Nobody of ours is inside, who could end the connections that a dead one had.
                 heard => {
-                    let refusal = heard?.into_iter().find_map(|said| match said {
-                        Said::Refused(_, desc) => Some(desc),
-                        _ => None,
-                    });
-                    if let Some(desc) = refusal {
-                        return Err(StationError::Network(desc).into());
+                    for said in heard? {
+                        match said {
+                            Said::Refused(_, desc) => return Err(StationError::Network(desc).into()),
+                            Said::Replaced(_) => self.end_connections(),
+                            Said::Ready(_) | Said::Left(_) => {}
+                        }
                     }
                 }
             }
@@ -304,6 +312,17 @@ impl Attached {
             }
             self.station.host_changed(&woken);
             self.station.settle()?;
+        }
+    }
+
+    /// Those that a network process had that died.
+    fn end_connections(&self) {
+        let (Some(identity), Some(endpoint)) = (self.identity, self.station.endpoints().first()) else { return };
+        let (v4, v6) = endpoint.plans();
+        let over = Over { v4, v6, whose: Whose::Planned, members: false };
+        match join::end_connections(&self.target.path(), self.target.userns(), identity, &over) {
+            Ok(ended) => tracing::info!(ended, "connections that are over"),
+            Err(error) => tracing::warn!("connections that are over are left open: {}", telemetry::chain(&error)),
         }
     }
 

@@ -199,7 +199,7 @@ impl Desk {
         let membership = at.membership().cloned().map(Box::new);
         let link = &mut at.uplink.link;
         link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership }, fds)?;
-        if let Some((_, socket)) = self.metrics.as_ref().filter(|_| at.main) {
+        if let Some((_, socket)) = self.metrics.as_ref().filter(|_| at.metrics) {
             link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
         }
         at.listens.clear();
@@ -215,6 +215,15 @@ impl Desk {
         at.uplink.link.push(&ToNetwork::Start, Vec::new())?;
         at.attached = true;
         Ok(())
+    }
+
+    /// The metrics are this network process's from now on.
+    pub fn give_metrics(&self, at: &mut Endpoint) -> Result<(), AttachError> {
+        at.metrics = true;
+        match &self.metrics {
+            Some((_, socket)) if at.attached => at.uplink.link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)]),
+            _ => Ok(()),
+        }
     }
 
     /// Hands every subscriber, and every capture that runs, to a network process that has just begun.

@@ -42,6 +42,8 @@ pub struct Endpoint {
     pub gateway: bool,
     /// It is asked what is asked of the sandbox's network: the gateway, or the first where there is none.
     pub main: bool,
+    /// Its process serves the metrics, until it is closed: another's would be mixed with its own.
+    pub metrics: bool,
     /// It is being closed: when that has to be over.
     pub leaving: Option<Duration>,
     /// How often the process was replaced.
@@ -77,6 +79,7 @@ impl Endpoint {
             tap: None,
             gateway: false,
             main: false,
+            metrics: false,
             leaving: None,
             restarts: 0,
             attached: false,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tapway run ── monitor ──┬── fork ──► network process     the data plane; gets TAP and listeners, holds no privilege
-//!   (this module)         └── clone ─► first process       makes eth0 and the files, is init of the command
+//!   (this module)         └── clone ─► first process       makes the interfaces and the files, is init of the command
 //! ```
 //!
 //! The monitor is the user on the host: it binds the published ports, writes the uid maps, reads resolv.conf, opens the
@@ -11,9 +11,10 @@
 //!
 //! - [`monitor`]: the event loop and the order of things of a sandbox that we make; [`attached`]: the same for a namespace that
 //!   somebody else made, which [`foreign`] gets into; [`station`]: what both have;
-//! - [`inside`], [`tap`], [`interface`], [`netlink`], [`files`]: the sandbox's first process; [`resets`]: what it ends when
-//!   a network process has died;
+//! - [`inside`], [`tap`], [`interface`], [`netlink`], [`files`]: the sandbox's first process; `networks_inside`, [`routes`]: its
+//!   interfaces as they come and go, and the ways out; [`resets`]: what it ends when a network process has died;
 //! - [`users`], [`mapping`], [`host_dns`], [`state`]: what the monitor decides, binds and writes;
+//! - [`place`], [`endpoint`]: a sandbox's place on a network, and its endpoint there;
 //! - [`networks`], [`leases`]: networks that users made, and who is in them; [`host_routes`]: what they must not cover;
 //!   [`locked`]: files that are held by a lock;
 //! - [`command`], [`jobs`], [`child`]: starting the command and standing by it, here and in `tapway exec`;

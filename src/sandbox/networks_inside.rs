@@ -7,7 +7,7 @@ use super::inside::{InsideError, Setup};
 use super::interface::{self, Interface};
 use super::netlink::{self, NetlinkError};
 use super::proto::FromSandbox;
-use super::resets::{self, Over};
+use super::resets::{self, Over, Whose};
 use super::routes::Routes;
 use super::tap;
 use crate::api::attach;
@@ -77,7 +77,7 @@ impl Networks {
             let v4 = other.v4.map(|plan| plan.guest.into());
             v4.into_iter().chain(other.v6.map(|plan| plan.guest.into()))
         });
-        let over = Over { v4: interface.v4, v6: interface.v6, others: others.collect(), members };
+        let over = Over { v4: interface.v4, v6: interface.v6, whose: Whose::AllBut(others.collect()), members };
         match resets::end_connections(&over) {
             Ok(ended) => tracing::info!(interface = name, ended, "connections that are over"),
             Err(error) => tracing::warn!(interface = name, "connections that are over are left open: {error}"),

@@ -10,6 +10,9 @@
 //! another interface of the sandbox is none of this one's business. A connection that is only being asked for (SYN-SENT) is left:
 //! its next SYN reaches the successor.
 //!
+//! In a namespace that somebody else made (`sandbox::attached`) a child that enters it does the same, for the interface's own addresses
+//! alone.
+//!
 //! Two exchanges for each family: a dump of what there is, and a request for each that is to be ended. A few bytes of own
 //! code for the messages, since no crate that is used here has them.
 
@@ -38,6 +41,15 @@ const ID_IN_ANSWER: usize = 4;
 /// either kind (3, 12).
 const STATES: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
+/// Addresses of this end.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// All but those of the sandbox's other interfaces: somebody inside may have made some up.
+    AllBut(Vec<IpAddr>),
+    /// The interface's alone: what else is there is somebody else's.
+    Planned,
+}
+
 /// Which connections are over.
 #[derive(Clone, Debug)]
 pub struct Over {
@@ -45,8 +57,8 @@ pub struct Over {
     pub v4: Option<PlanV4>,
     /// IPv6 plan of the interface.
     pub v6: Option<PlanV6>,
-    /// Addresses of the sandbox's other interfaces, whose connections go on.
-    pub others: Vec<IpAddr>,
+    /// Addresses whose connections these are.
+    pub whose: Whose,
     /// Those to members of its own subnet are over, too: the interface is about to go.
     pub members: bool,
 }
@@ -59,7 +71,13 @@ impl Over {
             IpAddr::V4(peer) => self.v4.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
             IpAddr::V6(peer) => self.v6.is_some_and(|plan| plan.subnet.contains(&peer) && peer != plan.gateway),
         };
-        !peer.is_loopback() && !self.others.contains(&own) && (self.members || !is_member())
+        let is_ours = match &self.whose {
+            Whose::AllBut(others) => !others.contains(&own),
+            Whose::Planned => {
+                self.v4.is_some_and(|plan| own == plan.guest) || self.v6.is_some_and(|plan| own == plan.guest)
+            }
+        };
+        !peer.is_loopback() && is_ours && (self.members || !is_member())
     }
 }
 
@@ -187,7 +205,8 @@ mod tests {
             guest: [172, 18, 0, 2].into(),
         };
         let other = IpAddr::from([172, 19, 0, 2]);
-        let over = Over { v4: Some(v4), v6: None, others: vec![other], members: false };
+        let over = Over { v4: Some(v4), v6: None, whose: Whose::AllBut(vec![other]), members: false };
+        let attached = Over { whose: Whose::Planned, ..over.clone() };
         let leaves = Over { members: true, ..over.clone() };
         for (peer, goes_on) in [
             ("127.0.0.1", true),
@@ -202,6 +221,8 @@ mod tests {
             let peer: IpAddr = peer.parse().unwrap();
             assert_eq!(over.has(v4.guest.into(), peer), !goes_on, "{peer}");
             assert_eq!(leaves.has(v4.guest.into(), peer), !peer.to_canonical().is_loopback(), "{peer}");
+            assert_eq!(attached.has(v4.guest.into(), peer), !goes_on, "{peer}");
+            assert!(!attached.has(IpAddr::from([192, 0, 2, 1]), peer), "{peer}");
             assert!(!over.has(other, peer) && !leaves.has(other, peer), "{peer}");
         }
     }

@@ -162,6 +162,7 @@ impl Station {
         let order = endpoint::order(&station.endpoints);
         if let Some(&main) = station.gateway(&order).or(order.first()) {
             station.endpoints[main].main = true;
+            station.endpoints[main].metrics = true;
         }
         if let Some(&gateway) = station.gateway(&order) {
             station.endpoints[gateway].gateway = true;
@@ -352,6 +353,11 @@ impl Station {
         }
         if let Some(gateway) = gateway {
             self.desk.set_gateway(&mut self.endpoints[gateway], true)?;
+        }
+        if let Some(main) = main
+            && !self.endpoints.iter().any(|endpoint| endpoint.metrics)
+        {
+            self.desk.give_metrics(&mut self.endpoints[main])?;
         }
         self.desk.stale = true;
         self.introduce()

@@ -1,5 +1,6 @@
 //! `tapway attach`: namespaces that `unshare` and bubblewrap made, as members of a network; and that nothing of it stays.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::spaces::{Cmd, Ended, Ns, Proc, need, wait_for};
-use crate::tools::{any, ask_tcp, at, tell_tcp};
+use crate::tools::{any, ask_tcp, at, connect, listen, serve, tell_tcp};
 use crate::world::{HOST4, INET4, World};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
@@ -226,9 +227,21 @@ fn a_network_process_that_is_killed() {
         attach(w, "--network web --name one", &a.target());
         attach(w, "--network web --name two -p 8080:80", &b.target());
         tell_tcp(&b.ns(), at(Ipv4Addr::UNSPECIFIED, 80));
+        // Those that wait for data that do not come, by tapway's interface and by the namespace's own.
+        serve(listen(&w.internet, at(INET4, 4001)), |stream, _| {
+            std::thread::sleep(std::time::Duration::from_mins(1));
+            drop(stream);
+        });
+        a.sh("ip addr add 192.0.2.77/32 dev lo");
+        let own = listen(&a.ns(), at([192, 0, 2, 77], 4002));
+        let beside = connect(&a.ns(), at([192, 0, 2, 77], 4002)).unwrap();
         for name in ["two", "one"] {
+            let mut idle = connect(&a.ns(), at(INET4, 4001)).unwrap();
+            idle.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
             let first = info(w, name)["network_pid"].as_i64().unwrap();
             kill(Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGKILL).unwrap();
+            let error = idle.read(&mut [0]).expect_err("it never looks whole");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");
             wait_for("ping by another process", SOON, || a.cmd(&["ping", "-c1", "-W1", "172.18.0.3"]).end().code == 0);
             wait_for("names", SOON, || {
                 b.cmd(&["dig", "+short", "+tries=1", &format!("@{GATEWAY}"), "one"]).end().stdout == "172.18.0.2\n"
@@ -236,6 +249,8 @@ fn a_network_process_that_is_killed() {
             ask_tcp(&w.host, any(at(HOST4, 8080)), at(HOST4, 8080));
             assert_ne!(info(w, name)["network_pid"].as_i64(), Some(first));
         }
+        assert!(own.accept().is_ok());
+        (&beside).write_all(b"x").expect("what is not tapway's goes on");
     });
 }
 

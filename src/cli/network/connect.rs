@@ -66,7 +66,7 @@ pub struct ConnectArgs {
     /// Print JSON: what the sandbox got
     #[arg(long)]
     pub json: bool,
-    /// Name or id of a network
+    /// Name or id of a network, or the beginning of an id
     #[arg(value_name = "NETWORK")]
     pub network: String,
     /// Name or id of a running sandbox
@@ -84,7 +84,7 @@ pub struct DisconnectArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Name or id of a network that the sandbox is on
+    /// Name or id of a network, or the beginning of an id
     #[arg(value_name = "NETWORK")]
     pub network: String,
     /// Name or id of a running sandbox

@@ -24,6 +24,7 @@
 use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ use crate::api::attach::{self, AttachError};
 use crate::network::config::{Mac, Offloads, PlanV4};
 use crate::sandbox::interface::{self, Interface};
 use crate::sandbox::netlink::{Attribute, Batch, LOOPBACK, NetlinkError, move_link};
+use crate::sandbox::resets::{self, Over};
 use crate::sandbox::tap::{self, TapError};
 use crate::sys::spawn::{self, Forked};
 use crate::{sys, telemetry};
@@ -261,6 +263,55 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
         notes: report.notes,
         sent: report.sent,
     })
+}
+
+/// What tells a network namespace from every other: its file's device and inode.
+pub type Identity = (u64, u64);
+
+/// The identity of the namespace whose file is there.
+pub fn identity(netns: &Path) -> std::io::Result<Identity> {
+    std::fs::metadata(netns).map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Ends connections in a namespace, if it is still the one of that identity. A child goes in, and is not waited for longer than that takes; how
+/// many connections there were.
+pub fn end_connections(
+    netns: &Path,
+    process_userns: Option<PathBuf>,
+    expected: Identity,
+    over: &Over,
+) -> Result<usize, JoinError> {
+    let failed = |what| move |source| JoinError::Call { what, source };
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(failed("make a socket pair"))?;
+    let request = Request {
+        netns: netns.to_owned(),
+        userns: None,
+        process_userns,
+        name: "",
+        fresh: false,
+        configure: None,
+        see_end: false,
+    };
+    let child = match spawn::fork().map_err(failed("fork"))? {
+        Forked::Child => spawn::leave_with(|| {
+            drop(ours);
+            let done = open_namespace(netns).and_then(|file| {
+                let stat = nix::sys::stat::fstat(&file).map(|stat| (stat.st_dev, stat.st_ino));
+                if stat != Ok(expected) {
+                    return Err(Refusal::Other("it is another namespace now".to_owned()));
+                }
+                enter(&request, &file)?;
+                resets::end_connections(over).map_err(|error| Refusal::Other(error.to_string()))
+            });
+            u8::from(attach::send(&theirs, &done, &[]).is_err())
+        }),
+        Forked::Parent(pid) => pid,
+    };
+    drop(theirs);
+    let done = attach::recv::<Result<usize, Refusal>>(&ours);
+    while let Err(Errno::EINTR) = waitpid(child, None) {}
+    done?.0.map_err(JoinError::Refused)
 }
 
 /// Body of the child.
