@@ -76,6 +76,8 @@ pub struct Endpoint {
     /// The last turn in which its TAP was ready. A frame that comes alone is served alone: its bytes leave before we look for
     /// another one that seldom is there.
     pub tap_turn: u64,
+    /// Bytes that had crossed the TAP when it was last asked.
+    counted: u64,
     /// How it is a member; the switch takes it.
     pub membership: Option<Membership>,
     gone: Option<oneshot::Sender<()>>,
@@ -103,6 +105,7 @@ impl Endpoint {
             sockets,
             touched: false,
             tap_turn: u64::MAX,
+            counted: 0,
             membership,
             gone,
             resting_until: None,
@@ -169,6 +172,13 @@ impl Endpoint {
                 self.stack.drops().iter().map(|(reason, n)| format!("{} {n}", reason.name())).collect();
             tracing::info!("dropped so far: {}", text.join(", "));
         }
+    }
+
+    /// Bytes that have crossed the TAP since this was asked last.
+    pub fn moved(&mut self) -> u64 {
+        let crossed = &self.sockets.crossed;
+        let all = crossed.from_guest_bytes.wrapping_add(crossed.to_guest_bytes);
+        all.wrapping_sub(std::mem::replace(&mut self.counted, all))
     }
 
     /// Does everything that the events of this turn led to.

@@ -32,6 +32,7 @@ use super::events;
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::observe::Identity;
 use super::sockets::{MAX_SLOTS, Token, What};
+use super::vigil::{self, Vigil};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
 use crate::host::address;
@@ -130,6 +131,9 @@ pub struct Engine {
     addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     tap_gone: bool,
     turn: u64,
+    /// Bytes that this turn moved.
+    moved: u64,
+    vigil: Vigil,
     /// Held open while epoll watches it.
     #[allow(dead_code, reason = "to be open is what it does")]
     exit: Option<OwnedFd>,
@@ -180,6 +184,8 @@ impl Engine {
             addresses: (None, None),
             tap_gone: false,
             turn: 0,
+            moved: 0,
+            vigil: Vigil::default(),
             exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
@@ -264,12 +270,7 @@ impl Engine {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         let mut taps = Vec::with_capacity(EVENTS);
         loop {
-            let timeout = self.timeout();
-            let ready = match self.epoll.wait(&mut events, timeout) {
-                Ok(n) => n,
-                Err(Errno::EINTR) => 0,
-                Err(errno) => return Err(system("wait for events")(errno)),
-            };
+            let ready = self.wait(&mut events)?;
             let now = self.now();
             self.turn = self.turn.wrapping_add(1);
             self.refresh(now);
@@ -310,6 +311,25 @@ impl Engine {
                 self.control_ready(now);
             }
             self.settle(now);
+            self.vigil.handle_turn(ready, std::mem::take(&mut self.moved));
+        }
+    }
+
+    /// Waits for events: awake first, where that is worth it (`runtime::vigil`).
+    fn wait(&mut self, events: &mut [EpollEvent]) -> Result<usize, RuntimeError> {
+        let mut awake = self.vigil.is_due().then(|| Clock::now() + vigil::PATIENCE);
+        loop {
+            let timeout = if awake.is_some() { EpollTimeout::ZERO } else { self.timeout() };
+            match self.epoll.wait(events, timeout) {
+                Ok(0) if awake.is_some_and(|until| Clock::now() < until) => std::hint::spin_loop(),
+                Ok(0) if awake.is_some() => {
+                    self.vigil.handle_missed();
+                    awake = None;
+                }
+                Ok(n) => return Ok(n),
+                Err(Errno::EINTR) => return Ok(0),
+                Err(errno) => return Err(system("wait for events")(errno)),
+            }
         }
     }
 
@@ -405,6 +425,7 @@ impl Engine {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
             endpoint.settle(now);
+            self.moved += endpoint.moved();
             let due = endpoint.next_due();
             self.due.set(slot as usize, due);
         }

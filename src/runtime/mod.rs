@@ -30,6 +30,7 @@ pub mod output;
 pub mod own_names;
 pub mod sockets;
 pub mod told;
+pub mod vigil;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
