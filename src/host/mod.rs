@@ -3,6 +3,7 @@
 pub mod address;
 pub mod datagram;
 pub mod echo;
+pub mod gather;
 pub mod peers;
 pub mod ports;
 pub mod published;

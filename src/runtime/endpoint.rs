@@ -22,6 +22,7 @@ use super::command::{Command, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
+use crate::host::gather::Run;
 use crate::host::echo;
 use crate::host::stream::{self, Connect, Moved};
 use crate::network::config::{EndpointConfig, Membership, Proto};
@@ -484,42 +485,60 @@ impl Endpoint {
         if flags.contains(EpollFlags::EPOLLERR) {
             self.sockets.drain_udp_errors(id);
         }
+        let mut run: Option<Run> = None;
         for _ in 0..DATAGRAM_BUDGET {
-            let Some(fd) = self.sockets.udp_fd(id) else { return };
-            match msg::recv(fd, buf) {
+            let Some(fd) = self.sockets.udp_fd(id) else { break };
+            let at = run.map_or(0, |run| run.len());
+            match msg::recv(fd, &mut buf[at..]) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
+                Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}
                 Ok(got) => {
-                    let payload = &buf[..got.len];
-                    self.stack.handle_udp_from_host(now, id, got.from, payload, got.segment, &mut self.sockets);
+                    self.udp_from_host(id, run.replace(Run::begin(got)), now, buf);
+                    buf.copy_within(at..at + got.len, 0);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error of an earlier send: its details are in the queue.
                 Err(_) => self.sockets.drain_udp_errors(id),
             }
         }
+        self.udp_from_host(id, run, now, buf);
+    }
+
+    fn udp_from_host(&mut self, id: Id, run: Option<Run>, now: Instant, buf: &[u8]) {
+        let Some(got) = run.map(|run| run.received()) else { return };
+        let payload = &buf[..got.len];
+        self.stack.handle_udp_from_host(now, id, got.from, payload, got.segment, &mut self.sockets);
     }
 
     fn published_datagrams(&mut self, number: usize, flags: EpollFlags, now: Instant, buf: &mut [u8]) {
         if flags.contains(EpollFlags::EPOLLERR) {
             self.sockets.drain_listener_errors(number);
         }
+        let mut run: Option<Run> = None;
         for _ in 0..DATAGRAM_BUDGET {
-            let Some(port) = self.sockets.listeners.get(&number) else { return };
-            let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
-            let bound = port.spec.host_addr;
-            match msg::recv(port.fd.as_fd(), buf) {
+            let Some(port) = self.sockets.listeners.get(&number) else { break };
+            let at = run.map_or(0, |run| run.len());
+            match msg::recv(port.fd.as_fd(), &mut buf[at..]) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
+                Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}
                 Ok(got) => {
-                    // A link-local client's scope stays: the answer needs it.
-                    let ends = (got.from, got.local.unwrap_or(bound));
-                    let payload = &buf[..got.len];
-                    let out = &mut self.sockets;
-                    self.stack.handle_udp_published(now, (number, guest), ends, payload, got.segment, out);
+                    self.published_from_host(number, run.replace(Run::begin(got)), now, buf);
+                    buf.copy_within(at..at + got.len, 0);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => self.sockets.drain_listener_errors(number),
             }
         }
+        self.published_from_host(number, run, now, buf);
+    }
+
+    fn published_from_host(&mut self, number: usize, run: Option<Run>, now: Instant, buf: &[u8]) {
+        let (Some(got), Some(port)) = (run.map(|run| run.received()), self.sockets.listeners.get(&number)) else { return };
+        let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
+        // A link-local client's scope stays: the answer needs it.
+        let ends = (got.from, got.local.unwrap_or(port.spec.host_addr));
+        let payload = &buf[..got.len];
+        self.stack.handle_udp_published(now, (number, guest), ends, payload, got.segment, &mut self.sockets);
     }
 
     fn ping_ready(&mut self, id: Id, flags: EpollFlags, buf: &mut [u8]) {

@@ -175,7 +175,8 @@ impl Engine {
             switch,
             due: Earliest::default(),
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
-            datagram: vec![0; usize::from(u16::MAX) + 1].into_boxed_slice(),
+            // A run of datagrams, and behind it one more that may be part of it.
+            datagram: vec![0; 2 * (usize::from(u16::MAX) + 1)].into_boxed_slice(),
             answers: answers_out,
             orders: orders_out,
             wake: Arc::clone(&wake),
