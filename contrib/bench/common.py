@@ -12,6 +12,8 @@ HOST4, HOST6 = "198.51.100.2", "2001:db8::2"
 #: Of the server on the host and in each sandbox; PORT + 1 is its connect-and-close side.
 PORT = 9000
 MTUS = (65520, 1500)
+#: Before a program that opens many connections: all descriptors that it may have.
+MANY = ["sh", "-c", 'ulimit -n "$(ulimit -Hn)"; exec "$@"', "sh"]
 UNPRIVILEGED = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--"]
 
 
@@ -39,7 +41,7 @@ def stage():
 
 def serve(traffic, control, prefix=()):
     """Starts the server of all measurements, inside a sandbox if a prefix leads there."""
-    argv = [*prefix, traffic, "serve", str(PORT), control]
+    argv = [*prefix, *MANY, traffic, "serve", str(PORT), control]
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if server.stdout.readline() != b"ready\n":
         raise RuntimeError(f"{' '.join(map(str, argv))} did not start: {server.stderr.read().decode()}")
@@ -116,6 +118,9 @@ def memory(pids):
     rss = pss = 0
     for pid in pids:
         fields = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status", encoding="utf-8").read().splitlines())
+        if "VmPTE" not in fields:
+            # It has ended, which says more about it than a figure does.
+            raise RuntimeError(f"{comm(pid)} ({pid}) has ended: {fields['State'].strip()}")
         tables = int(fields["VmPTE"].split()[0])
         rss += int(fields["VmRSS"].split()[0]) + tables
         rollup = open(f"/proc/{pid}/smaps_rollup", encoding="utf-8").read()

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! bench-traffic serve PORT SOCKET                 TCP on PORT (first byte says what is wanted), one byte and close on
-//!                                                 PORT + 1, UDP on PORT; tells its counts on the UNIX socket
+//!                                                 PORT + 1, connections that rest on PORT + 2, UDP on PORT; tells its
+//!                                                 counts on the UNIX socket
 //! bench-traffic send HOST PORT SECONDS STREAMS SOCKET     client to server;  Gbit/s, as the server counted
 //! bench-traffic recv HOST PORT SECONDS STREAMS    server to client;  Gbit/s, as we counted
 //! bench-traffic rtt HOST PORT SECONDS             one byte there and back; median µs
+//! bench-traffic park HOST PORT COUNT              connections that carry 1 KiB each way, one after the other, and then rest until
+//!                                                 standard input ends; says when all do
 //! bench-traffic conn HOST PORT SECONDS CLIENTS    connect, one byte, close; median µs, and connections a second
 //! bench-traffic udp-send HOST PORT SECONDS SIZE SOCKET    datagrams a second that the server got, of those sent
 //! bench-traffic udp-recv HOST PORT SECONDS SIZE   datagrams a second that we got
@@ -27,8 +30,8 @@ use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         }
         ["recv", host, port, seconds, streams] => recv(at(host, port)?, span(seconds)?, number(streams)?),
         ["rtt", host, port, seconds] => rtt(at(host, port)?, span(seconds)?),
+        ["park", host, port, count] => park(at(host, port)?, number(count)?),
         ["conn", host, port, seconds, clients] => conn(at(host, port)?, span(seconds)?, number(clients)?),
         ["udp-send", host, port, seconds, size, socket] => {
             udp_send(at(host, port)?, span(seconds)?, number(size)?, &Counter::open(socket)?)
@@ -139,6 +143,8 @@ fn serve(port: u16, socket: &str) -> Result<()> {
             }
         }
     });
+    let resting = TcpListener::bind(("::", port + 2))?;
+    thread::spawn(move || serve_resting(&resting));
     let listener = TcpListener::bind(("::", port))?;
     println!("ready");
     loop {
@@ -146,6 +152,50 @@ fn serve(port: u16, socket: &str) -> Result<()> {
         let received = Arc::clone(&received);
         thread::spawn(move || serve_one(stream, &received));
     }
+}
+
+/// Bytes that a connection carries each way before it rests.
+const BEFORE_REST: usize = 1024;
+
+/// Keeps connections, without a thread for each, until the other side has closed them.
+fn serve_resting(listener: &TcpListener) {
+    let kept: Mutex<Vec<TcpStream>> = Mutex::default();
+    let kept = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                thread::sleep(Duration::from_millis(100));
+                // Nothing more is to come from one that is open.
+                kept().retain(|stream| matches!(stream.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock));
+            }
+        });
+        loop {
+            let Ok((mut stream, _)) = listener.accept() else { continue };
+            let mut block = [0; BEFORE_REST];
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            if stream.read_exact(&mut block).and_then(|()| stream.write_all(&block)).is_ok() {
+                let _ = stream.set_nonblocking(true);
+                kept().push(stream);
+            }
+        }
+    });
+}
+
+/// Opens connections that rest.
+fn park(to: SocketAddr, count: usize) -> Result<()> {
+    let to = SocketAddr::new(to.ip(), to.port() + 2);
+    let begin = Instant::now();
+    let one = |_| -> Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut block = [1; BEFORE_REST];
+        stream.write_all(&block)?;
+        stream.read_exact(&mut block)?;
+        Ok(stream)
+    };
+    let kept = (0..count).map(one).collect::<Result<Vec<_>>>()?;
+    println!("{{\"parked\": {}, \"seconds\": {:.3}}}", kept.len(), begin.elapsed().as_secs_f64());
+    std::io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }
 
 fn serve_one(mut stream: TcpStream, received: &Received) -> Result<()> {

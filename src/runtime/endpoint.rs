@@ -22,8 +22,8 @@ use super::command::{Command, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
-use crate::host::gather::Run;
 use crate::host::echo;
+use crate::host::gather::Run;
 use crate::host::stream::{self, Connect, Moved};
 use crate::network::config::{EndpointConfig, Membership, Proto};
 use crate::stack::arena::Id;
@@ -533,7 +533,9 @@ impl Endpoint {
     }
 
     fn published_from_host(&mut self, number: usize, run: Option<Run>, now: Instant, buf: &[u8]) {
-        let (Some(got), Some(port)) = (run.map(|run| run.received()), self.sockets.listeners.get(&number)) else { return };
+        let (Some(got), Some(port)) = (run.map(|run| run.received()), self.sockets.listeners.get(&number)) else {
+            return;
+        };
         let guest = GuestPort { addr: port.spec.guest_addr, port: port.spec.guest_port };
         // A link-local client's scope stays: the answer needs it.
         let ends = (got.from, got.local.unwrap_or(port.spec.host_addr));
