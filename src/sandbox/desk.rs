@@ -280,7 +280,7 @@ impl Desk {
             };
         }
         let result = match verb.as_str() {
-            "publish" => match self.publish(arguments) {
+            "publish" => match self.publish(arguments, at) {
                 Ok(bound) => return self.serve(key, bound, at, now, None),
                 Err(error) => Err(error),
             },

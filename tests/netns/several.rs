@@ -369,6 +369,13 @@ fn refusals_in_dockers_words() {
         }
         let left = w.tapway(&["network", "inspect", "-f", "{{len .Containers}}", "web", "tiny"]).ok();
         assert_eq!(left, "1\n1\n", "nothing is left of what was refused");
+        // Nothing is published where nothing leads out.
+        create(w, &["--internal", "closed"]);
+        let _shut = member(w, "closed", "shut", &[]);
+        let refused = w.tapway(&["publish", "shut", "8080:80"]).end();
+        assert!(refused.code == 1 && refused.stderr.contains("internal networks alone"), "{}", refused.stderr);
+        w.tapway(&["network", "connect", "web", "shut"]).ok();
+        w.tapway(&["publish", "shut", "8080:80"]).ok();
         // Two changes at once, and a network that goes while it is joined: one of them has its way.
         create(w, &["short"]);
         for round in 0..20 {

@@ -11,7 +11,7 @@ use super::super::endpoint::Endpoint;
 use super::super::published::Bound;
 use super::{Change, Desk, PATIENCE, UNLISTEN};
 use crate::api::attach::{AttachError, MAX_FDS, ToNetwork};
-use crate::api::error::{self, ApiError};
+use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::verbs::ports as verbs;
 use crate::network::config::Listener;
@@ -45,8 +45,13 @@ impl Desk {
         }
     }
 
-    pub(super) fn publish(&mut self, arguments: Map<String, Value>) -> Result<Vec<u64>, ApiError> {
+    pub(super) fn publish(&mut self, arguments: Map<String, Value>, at: &Endpoint) -> Result<Vec<u64>, ApiError> {
         let verbs::Publish { specs } = error::arguments("publish", arguments)?;
+        if !at.gateway {
+            let desc =
+                "publish: the sandbox is on internal networks alone, and these publish nothing; connect it to another";
+            return Err(ApiError::new(Code::Unsupported, desc));
+        }
         self.ports.publish(&specs)
     }
 
