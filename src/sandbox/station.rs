@@ -206,11 +206,6 @@ impl Station {
         self.at(interface).map(|at| &self.endpoints[at])
     }
 
-    /// The endpoint on the network that was typed.
-    pub fn on_network(&self, typed: &str) -> Option<&Endpoint> {
-        endpoint::position(&self.endpoints, typed).map(|at| &self.endpoints[at])
-    }
-
     /// Waits for something to happen: to the station, or to `own`, for which the events are returned in order. `until` is
     /// when the monitor has something to do.
     pub fn wait(

@@ -369,6 +369,11 @@ fn refusals_in_dockers_words() {
         }
         let left = w.tapway(&["network", "inspect", "-f", "{{len .Containers}}", "web", "tiny"]).ok();
         assert_eq!(left, "1\n1\n", "nothing is left of what was refused");
+        // A network whose name is how the id of another begins is not that one.
+        let id = w.tapway(&["network", "inspect", "-f", "{{.Id}}", "web"]).ok();
+        create(w, &[&id[..2]]);
+        let other = w.tapway(&["network", "disconnect", &id[..2], "box"]).end();
+        assert!(other.code == 1 && other.stderr.contains("is not connected to network"), "{}", other.stderr);
         // Nothing is published where nothing leads out.
         create(w, &["--internal", "closed"]);
         let _shut = member(w, "closed", "shut", &[]);

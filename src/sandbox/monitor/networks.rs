@@ -173,10 +173,14 @@ impl Monitor {
     }
 
     fn begin_disconnect(&mut self, wanted: &DisconnectNetwork) -> Result<(String, Step, ToSandbox), ApiError> {
-        let Some(endpoint) = self.station.on_network(&wanted.network) else {
-            if let Err(error @ StoreError::NotFound(_)) = place::store().find(&wanted.network) {
-                return Err(refused(&error.into()));
-            }
+        // Looked up among all networks: the name of one may be how the id of another begins.
+        let is_meant: Box<dyn Fn(&Endpoint) -> bool> = match place::store().find(&wanted.network) {
+            Ok(network) => Box::new(move |endpoint| endpoint.place.network_id == network.id),
+            Err(error @ StoreError::NotFound(_)) => return Err(refused(&error.into())),
+            // Whatever has become of the definition, the sandbox is on it.
+            Err(_) => Box::new(|endpoint| endpoint.place.network == wanted.network),
+        };
+        let Some(endpoint) = self.station.endpoints().iter().find(|endpoint| is_meant(endpoint)) else {
             let (id, network) = (&self.station.desk.identity.id, &wanted.network);
             let desc = format!("container {id} is not connected to network {network}");
             return Err(ApiError::new(Code::NotFound, desc));
