@@ -29,13 +29,8 @@ impl Run {
     }
 
     /// Bytes in the buffer.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.len
-    }
-
-    /// True if there is nothing in it: a datagram without a byte.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Takes what was received behind it in the buffer, if it belongs to it.

@@ -488,7 +488,7 @@ impl Endpoint {
         let mut run: Option<Run> = None;
         for _ in 0..DATAGRAM_BUDGET {
             let Some(fd) = self.sockets.udp_fd(id) else { break };
-            let at = run.map_or(0, |run| run.len());
+            let at = run.map_or(0, |run| run.bytes());
             match msg::recv(fd, &mut buf[at..]) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
                 Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}
@@ -517,7 +517,7 @@ impl Endpoint {
         let mut run: Option<Run> = None;
         for _ in 0..DATAGRAM_BUDGET {
             let Some(port) = self.sockets.listeners.get(&number) else { break };
-            let at = run.map_or(0, |run| run.len());
+            let at = run.map_or(0, |run| run.bytes());
             match msg::recv(port.fd.as_fd(), &mut buf[at..]) {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
                 Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}

@@ -9,12 +9,13 @@
 //!                                                       └── a turn that moved much, or for many ─────────► as at the beginning
 //! ```
 //!
-//! Bulk traffic never gets here, and frames that come now and then cost one patience for every [`LONE`] of them: 0.5 % of a CPU at a
-//! thousand a second. What it gives, and what it costs, is in docs/benchmarks.md. Sans-I/O: the engine says what a turn was like.
+//! Bulk traffic does not get here, and frames that come now and then cost one patience for every [`LONE`] of them: by calculation 0.5 % of
+//! a CPU at a thousand a second. What it gives, and what it costs, is in docs/benchmarks.md. Sans-I/O: the engine says what a turn was like.
 
 use std::time::Duration;
 
-/// How long is waited awake. Between two CPUs of our machine an answer comes after 10 to 25 µs (docs/benchmarks.md).
+/// How long is waited awake. A whole round trip takes 36 to 38 µs on our machine then (docs/benchmarks.md), and what we wait for is
+/// a part of it.
 pub const PATIENCE: Duration = Duration::from_micros(40);
 /// After how many turns in a row.
 const LONE: u8 = 8;

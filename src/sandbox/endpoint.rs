@@ -26,6 +26,7 @@ use super::state::Attachment;
 use super::uplink::{Source, Uplink, UplinkError};
 use crate::api::attach::{AttachError, ToNetwork};
 use crate::network::config::{EndpointConfig, Listener, Membership, PlanV4, PlanV6};
+use crate::network::definition::SHORT_ID;
 use crate::network::gateway::Rank;
 use crate::sys;
 
@@ -165,11 +166,12 @@ impl Endpoint {
     }
 }
 
-/// The endpoint on the network that was typed: its name, its id, or the beginning of that.
+/// The endpoint on the network that was typed: its name, or its id, whole or short. Not less of it: the name of another network
+/// may be how this one's id begins.
 pub fn position(endpoints: &[Endpoint], typed: &str) -> Option<usize> {
     let by = |is: &dyn Fn(&Place) -> bool| endpoints.iter().position(|endpoint| is(&endpoint.place));
     by(&|place| place.network == typed)
-        .or_else(|| by(&|place| !typed.is_empty() && place.network_id.starts_with(typed)))
+        .or_else(|| by(&|place| typed.len() >= SHORT_ID && place.network_id.starts_with(typed)))
 }
 
 /// Where each endpoint stands when they are put in the order of their ranks, those left out that are being closed.

@@ -163,8 +163,6 @@ struct Monitor {
     station: Station,
     setup: Setup,
     runtime_dir: PathBuf,
-    /// Names can be asked for at the address of Docker's containers.
-    embedded_dns: bool,
     /// A network that comes or goes.
     change: Option<networks::Change>,
     shares_terminal: bool,
@@ -237,7 +235,6 @@ fn run_with(plan: Plan, output: &mut Option<Output>) -> Result<u8, RunError> {
         station,
         setup,
         runtime_dir,
-        embedded_dns: false,
         change: None,
         shares_terminal,
         sandbox,
@@ -477,7 +474,6 @@ impl Monitor {
                     self.station.know_networks(embedded_dns);
                     self.station.desk.handle_files(Edited::new(resolv, resolv_lines), Edited::new(hosts, host_lines));
                 }
-                self.embedded_dns = embedded_dns;
                 self.prepared = true;
                 self.go_if_ready()?;
             }

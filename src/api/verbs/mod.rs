@@ -36,8 +36,8 @@ pub const ALL: &[&str] = &[
     "subscribe",
 ];
 
-/// Verbs that are about one network of a sandbox that is on several: a sandbox's socket takes its name, or the beginning of its
-/// id, as `network`, and otherwise means the one that has the default route.
+/// Verbs that are about one network of a sandbox that is on several: a sandbox's socket takes its name, or its id (12
+/// digits or more), as `network`, and otherwise means the one that has the default route.
 pub const OF_ONE_NETWORK: &[&str] = &[
     "get_info",
     "start_capture",

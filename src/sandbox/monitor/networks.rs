@@ -262,7 +262,6 @@ impl Monitor {
         for note in notes {
             tracing::warn!("{note}");
         }
-        self.embedded_dns = embedded_dns;
         let Some(change) = &mut self.change else { return Ok(()) };
         match change.step {
             Step::Ordering => {
