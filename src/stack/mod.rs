@@ -298,6 +298,11 @@ impl Stack {
         self.tcp.readiness(flow)
     }
 
+    /// See [`Tcp::rests`].
+    pub fn tcp_rests(&self, flow: Id) -> bool {
+        self.tcp.rests(flow)
+    }
+
     /// See [`Tcp::lend_from_guest`].
     pub fn lend_from_guest(&mut self, flow: Id, send: impl FnOnce(&[u8]) -> usize) -> usize {
         self.tcp.lend_from_guest(flow, send)

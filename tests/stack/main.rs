@@ -17,3 +17,4 @@ mod switch;
 mod tcp_flow_control;
 mod tcp_life;
 mod tcp_published;
+mod tcp_rest;
