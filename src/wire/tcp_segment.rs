@@ -235,7 +235,10 @@ mod tests {
             assert_eq!(emit_syn(&mut bytes, (1, 2), 9, 77, 1460, scale, sack), SYN_HDR_LEN);
             let mut segment = Segment::new(&mut bytes).expect("valid");
             assert_eq!((segment.flags(), segment.seq(), segment.window()), (SYN, 9, 77));
-            assert_eq!((segment.mss(None), segment.window_scale(None), segment.sack_permitted()), (Some(1460), scale, sack));
+            assert_eq!(
+                (segment.mss(None), segment.window_scale(None), segment.sack_permitted()),
+                (Some(1460), scale, sack)
+            );
             assert_eq!(segment.window_scale(Some(4)), scale);
             assert_eq!(segment.window_scale(None), scale.map(|_| 4));
             assert_eq!(segment.payload_len(), 0);

@@ -156,6 +156,8 @@ pub enum ConnectFailure {
 /// What the runtime may do with a flow now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TcpReadiness {
+    /// There is such a flow.
+    pub live: bool,
     /// Bytes for the host.
     pub from_guest: usize,
     /// Room for bytes from the host.
@@ -336,7 +338,8 @@ impl Tcp {
         if flow.wire.from_guest(&mut segment, v6, tso) {
             self.work.push_back(TcpWork::Keepalive { flow: id });
         }
-        flow.reopened |= was_shut && flow.wire.window_of_guest > 0 && flow.wire.in_flight() && flow.phase == Phase::Open;
+        flow.reopened |=
+            was_shut && flow.wire.window_of_guest > 0 && flow.wire.in_flight() && flow.phase == Phase::Open;
         mark(&mut self.dirty, id, flow);
         let is_reset = segment.has(RST);
         // In order, and nothing before it waits: a second one gets its acknowledgement at once, as RFC 9293 wants.
@@ -380,7 +383,7 @@ impl Tcp {
             // It rests: whatever comes from the host has it woken first.
             let open = !entry.host_finished;
             let room = if open { SMALL_RING } else { 0 };
-            return TcpReadiness { from_guest: 0, to_guest_room: room, shut_host: false, wants_host_data: open };
+            return TcpReadiness { live: true, to_guest_room: room, wants_host_data: open, ..TcpReadiness::default() };
         };
         let state = tcp.state();
         let from_guest = tcp.recv_queue();
@@ -392,6 +395,7 @@ impl Tcp {
         };
         let open = entry.phase == Phase::Open && !entry.host_finished && tcp.may_send();
         TcpReadiness {
+            live: true,
             from_guest: if entry.phase == Phase::Open { from_guest } else { 0 },
             to_guest_room: if open { tcp.send_capacity() - tcp.send_queue() } else { 0 },
             shut_host: entry.phase == Phase::Open && fin_seen && from_guest == 0 && !entry.guest_finished,

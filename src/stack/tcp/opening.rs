@@ -7,8 +7,8 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
 
 use super::account::{Origin, record};
-use super::port::{Port, Wire};
 use super::flow::{Phase, TcpFlow};
+use super::port::{Port, Wire};
 use super::{ConnectFailure, OpenVerdict, Tcp, TcpWork, mark, reset_unknown};
 use crate::stack::Output;
 use crate::stack::arena::Id;
