@@ -4,15 +4,21 @@
 //! its peers see a reset, and a cut stream never looks complete. TCP_NODELAY because the guest's kernel has done its own
 //! batching; TCP_NOTSENT_LOWAT, once it has carried something, so that a slow uplink's queue stays in the guest's view instead of
 //! hiding megabytes here. Accepted sockets have them from their listener.
+//!
+//! **Pacing.** Where the host's congestion control paces what it sends (bbr, net/ipv4/tcp_bbr.c), a connection to the host itself is
+//! taken out of it: there is no queue on the way that pacing could spare, and its timer (on a virtual machine an exit to the
+//! hypervisor for each burst) was a quarter of all time in bulk from the guest. Connections to elsewhere keep the host's choice.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage};
-use nix::sys::socket::{accept4, connect, recv, send, shutdown, socket};
+use nix::sys::socket::{accept4, connect, getsockopt, recv, send, setsockopt, shutdown, socket, sockopt};
 use socket2::SockRef;
 
 use crate::stack::tcp::ConnectFailure;
@@ -68,6 +74,10 @@ pub fn start(target: SocketAddr, source: Option<IpAddr>) -> Connect {
     {
         return Connect::Failed(failure(error.raw_os_error().unwrap_or(0)));
     }
+    if target.ip().is_loopback() && is_paced(fd.as_fd()) {
+        // The one algorithm that every kernel has and every process may choose (net/ipv4/tcp_cong.c).
+        let _ = setsockopt(&fd, sockopt::TcpCongestion, &OsString::from("reno"));
+    }
     let (raw, to) = (std::os::fd::AsRawFd::as_raw_fd(&fd), SockaddrStorage::from(target));
     match connect(raw, &to) {
         Ok(()) => Connect::Done(fd),
@@ -80,6 +90,16 @@ pub fn start(target: SocketAddr, source: Option<IpAddr>) -> Connect {
         Err(Errno::EINPROGRESS | Errno::EINTR) => Connect::Pending(fd),
         Err(errno) => Connect::Failed(failure(errno as i32)),
     }
+}
+
+/// Whether the host's own congestion control paces, as a new socket tells. It is asked once: another choice of the host's while
+/// this process runs costs time and nothing else.
+fn is_paced(fd: BorrowedFd<'_>) -> bool {
+    static PACED: OnceLock<bool> = OnceLock::new();
+    *PACED.get_or_init(|| {
+        let name = getsockopt(&fd, sockopt::TcpCongestion).unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"bbr")
+    })
 }
 
 /// What became of a pending connect.
@@ -174,6 +194,14 @@ mod tests {
             assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
             assert!(socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap());
         }
+    }
+
+    #[test]
+    fn nothing_to_the_host_itself_is_paced() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let Connect::Done(fd) = start(listener.local_addr().unwrap(), None) else { panic!("it listens") };
+        let name = getsockopt(&fd, sockopt::TcpCongestion).unwrap();
+        assert!(!name.as_encoded_bytes().starts_with(b"bbr"), "{name:?}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod network;
 mod policy;
 mod programs;
 mod publish;
+mod rest;
 mod several;
 mod short;
 mod tcp;
