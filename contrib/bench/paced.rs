@@ -1,9 +1,12 @@
 //! The highest rate at which datagrams arrive with less than one in a thousand lost.
 //!
-//! A flood first, whose rate is the most that the sender can do; if it arrives, that is the answer. Else the rate between
-//! `LOWEST` and that one is found by bisection, in steps of `STEP`, each a paced stream of datagrams in turn over all
-//! flows. A step that loses too many is taken once more and counts as failed only if that one does, too: one hiccup of a
-//! shared machine does not decide. What is reported is what the receiver counted in the best of the steps that lost less.
+//! A flood first, whose rate is the most that the sender can do; if it arrives, that is the answer. Else a staircase, from
+//! the rate at which the flood arrived: each step is a short paced stream of datagrams in turn over all flows; the rate goes
+//! up after one that arrived and down after one that did not, by less each time that the direction changes and by more when
+//! it does not. Unlike a bisection this comes back from a step that a hiccup of a shared machine has spoilt. What is reported is
+//! what the receiver counted in the best of the steps that arrived.
+//!
+//! Flows are sockets whose first datagram was answered; one that gets no answer is replaced, as it says nothing about rates.
 //!
 //! The sender sleeps between bursts (`TICK`) and does not spin: it shall not take a CPU from whom it measures. What is
 //! late because it did not wake up in time is left out beyond `BURST`, so that it makes no flood of its own; only what was
@@ -21,11 +24,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Counter, Result, bad, udp_socket};
 
 /// Length of one step.
-const STEP: Duration = Duration::from_millis(120);
-const STEPS: usize = 9;
-/// Datagrams a second: who loses some even there has no figure but 0.
-const LOWEST: f64 = 1000.0;
-/// Part of them that may be lost.
+const STEP: Duration = Duration::from_millis(100);
+const STEPS: u32 = 20;
+/// Factors from one step's rate to the next one's: of the first, and the least and most of the later.
+const FIRST: f64 = 1.6;
+const LEAST: f64 = 1.06;
+const MOST: f64 = 3.0;
+/// Part of the datagrams that may be lost.
 const LOSS: f64 = 0.001;
 /// Between two bursts of a sender.
 const TICK: Duration = Duration::from_micros(50);
@@ -33,7 +38,7 @@ const TICK: Duration = Duration::from_micros(50);
 const BURST: u64 = 64;
 /// Nothing more is to come when nothing came for so long.
 const QUIET: Duration = Duration::from_millis(25);
-/// What a client's datagram says that is to be answered by the server's own.
+/// What a client's datagram says that is to be answered, and by whom its sender becomes a peer.
 pub const HERE: &[u8] = b"here";
 
 /// Calls `send` with 0, 1, 2 … at `rate` a second (or without a pause, if that is infinite); how many it sent, and the time.
@@ -76,34 +81,49 @@ impl Step {
 fn search(mut step: impl FnMut(f64) -> Result<Step>) -> Result<()> {
     let flood = step(f64::INFINITY)?;
     let mut best = flood.rate();
-    let (mut low, mut high) = (LOWEST, flood.sent as f64 / flood.took.as_secs_f64());
-    let mut steps = 1;
+    let seconds = flood.took.as_secs_f64();
+    let most = flood.sent as f64 / seconds;
     if best.is_none() {
+        let (mut rate, mut factor) = (flood.got as f64 / seconds, FIRST);
+        let (mut way, mut same) = (None, 0);
         for _ in 0..STEPS {
-            let rate = (low * high).sqrt();
-            let mut found = None;
-            for _ in 0..2 {
-                steps += 1;
-                found = step(rate)?.rate();
-                if found.is_some() {
-                    break;
-                }
-            }
-            if found.is_some() {
-                low = rate;
+            // Below ten datagrams a step there is nothing to find.
+            rate = rate.clamp(10.0 / STEP.as_secs_f64(), most);
+            let found = step(rate)?.rate();
+            best = best.into_iter().chain(found).reduce(f64::max);
+            let up = found.is_some();
+            if way == Some(up) {
+                same += 1;
+                factor = if same > 1 { factor.powf(1.5).min(MOST) } else { factor };
             } else {
-                high = rate;
+                factor = if way.is_some() { factor.sqrt().max(LEAST) } else { factor };
+                (way, same) = (Some(up), 0);
             }
-            best = greater(best, found);
+            rate = if up { rate * factor } else { rate / factor };
         }
     }
-    let (per_s, flood) = (best.unwrap_or(0.0), flood.got as f64 / flood.took.as_secs_f64());
-    println!("{{\"per_s\": {per_s:.1}, \"steps\": {steps}, \"flood_per_s\": {flood:.1}}}");
+    let (per_s, flood) = (best.unwrap_or(0.0), flood.got as f64 / seconds);
+    println!("{{\"per_s\": {per_s:.1}, \"flood_per_s\": {flood:.1}}}");
     Ok(())
 }
 
-fn greater(one: Option<f64>, other: Option<f64>) -> Option<f64> {
-    one.zip(other).map(|(a, b)| a.max(b)).or(one).or(other)
+/// Sockets whose way to the server and back works.
+fn flows(to: SocketAddr, wanted: usize) -> Result<Vec<UdpSocket>> {
+    let mut sockets = Vec::new();
+    for _ in 0..2 * wanted {
+        let socket = udp_socket(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut answer = [0; HERE.len() + 1];
+        let answered =
+            (0..3).any(|_| socket.send(HERE).is_ok() && socket.recv(&mut answer).is_ok_and(|n| n == HERE.len()));
+        if answered {
+            sockets.push(socket);
+            if sockets.len() == wanted {
+                return Ok(sockets);
+            }
+        }
+    }
+    Err(bad(&format!("{} flows out of {wanted}", sockets.len())))
 }
 
 /// Waits until a count stands still or has come to `all`, and says what it is then.
@@ -120,37 +140,30 @@ fn settled(mut count: impl FnMut() -> Result<u64>, all: u64) -> Result<u64> {
     Ok(last)
 }
 
-/// From here to the server, over `flows` sockets.
-pub fn send(to: SocketAddr, size: usize, flows: u64, counter: &Counter) -> Result<()> {
-    let sockets = (0..flows).map(|_| udp_socket(to)).collect::<Result<Vec<_>>>()?;
+/// From here to the server, over so many flows.
+pub fn send(to: SocketAddr, size: usize, wanted: usize, counter: &Counter) -> Result<()> {
+    let sockets = flows(to, wanted)?;
     let datagram = vec![0; size];
-    // A first one each, so that neighbours are resolved and the mappings stand.
-    for socket in &sockets {
-        socket.send(&[0])?;
-        thread::sleep(Duration::from_millis(1));
-    }
-    settled(|| Ok(counter.now()?.0), u64::MAX)?;
     search(|rate| {
         let before = counter.now()?.0;
-        let (sent, took) = pace(rate, STEP, |n| sockets[(n % flows) as usize].send(&datagram).is_ok());
+        let (sent, took) = pace(rate, STEP, |n| sockets[n as usize % wanted].send(&datagram).is_ok());
         let got = settled(|| Ok(counter.now()?.0.saturating_sub(before)), sent)?;
         Ok(Step { sent, got, took })
     })
 }
 
-/// From the server to here, over `flows` sockets.
-pub fn recv(from: SocketAddr, size: usize, flows: u64, counter: &Counter) -> Result<()> {
-    let sockets = (0..flows).map(|_| udp_socket(from)).collect::<Result<Vec<_>>>()?;
+/// From the server to here, over so many flows.
+pub fn recv(from: SocketAddr, size: usize, wanted: usize, counter: &Counter) -> Result<()> {
+    let sockets = flows(from, wanted)?;
     counter.forget_peers()?;
     let give_up = Instant::now() + Duration::from_secs(1);
     // The server does not count one twice.
-    while counter.peers()? < flows {
+    while counter.peers()? < wanted as u64 {
         if Instant::now() > give_up {
-            return Err(bad(&format!("the server heard of {} flows out of {flows}", counter.peers()?)));
+            return Err(bad(&format!("the server heard of {} flows out of {wanted}", counter.peers()?)));
         }
         for socket in &sockets {
             socket.send(HERE)?;
-            thread::sleep(Duration::from_millis(1));
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -23,7 +23,7 @@ import re
 import subprocess
 import tempfile
 
-from common import HOST4, MTUS, PORT, named_user, rounds, run, stage, wait_for
+from common import HOST4, MTUS, PORT, UNPRIVILEGED, named_user, rounds, run, stage, wait_for
 from sandbox import HELPERS, Sandbox, one_id
 
 #: Ports on the host; nginx in a sandbox is at PORT, where the published port leads.
@@ -130,7 +130,9 @@ class Programs:
 
     def serve(self, argv, port, box=None):
         """Starts a server as the ordinary user, on the host or in a sandbox, and waits until it listens."""
-        argv = [*(box.inside() if box else []), "setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--", *argv]
+        # In a sandbox it would be root, and nginx would want to be somebody else.
+        place = ["nsenter", "-t", str(box.pid), "-n", "--"] if box else []
+        argv = [*place, *UNPRIVILEGED, *argv]
         with open(LOG, "ab") as log:
             server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.servers.append(server)
@@ -138,9 +140,9 @@ class Programs:
         def listens():
             if server.poll() is not None:
                 raise RuntimeError(f"{' '.join(argv)} ended: " + open(LOG, encoding="utf-8", errors="replace").read()[-2000:])
-            return f":{port} " in run(*(box.inside() if box else []), "ss", "-Hltn")
+            return f":{port} " in run(*place, "ss", "-Hltn")
 
-        wait_for(f"{argv[0]} on port {port}", listens)
+        wait_for(f"{' '.join(argv)} on port {port}", listens)
 
     def nginx(self, port, box=None):
         home = tempfile.mkdtemp(prefix="nginx", dir="/mnt")
@@ -150,8 +152,7 @@ class Programs:
 
     def postgres(self):
         home = tempfile.mkdtemp(prefix="postgres", dir="/mnt")
-        unprivileged = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--"]
-        run(*unprivileged, postgres("initdb"), "-D", home, "-U", "bench", "-A", "trust", "--no-sync", "--no-locale")
+        run(*UNPRIVILEGED, postgres("initdb"), "-D", home, "-U", "bench", "-A", "trust", "--no-sync", "--no-locale")
         with open(f"{home}/pg_hba.conf", "a", encoding="utf-8") as rules:
             rules.write("host all all all trust\n")
         options = ["-c", "listen_addresses=*", "-c", f"unix_socket_directories={home}", "-c", "fsync=off", "-p", str(POSTGRES)]

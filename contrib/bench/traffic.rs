@@ -300,7 +300,7 @@ fn serve_one(mut stream: TcpStream, received: &Received) -> Result<()> {
 }
 
 /// Counts datagrams; one that says `go MILLISECONDS SIZE` is answered with a flood of that length, and who says `here` becomes
-/// a peer.
+/// a peer and hears the same.
 fn serve_udp(socket: &UdpSocket, received: &Received) {
     let mut bytes = vec![0; 65_536];
     loop {
@@ -311,6 +311,7 @@ fn serve_udp(socket: &UdpSocket, received: &Received) {
             if !peers.contains(&peer) {
                 peers.push(peer);
             }
+            let _ = socket.send_to(paced::HERE, peer);
             continue;
         }
         let Some([ms, size]) = text.strip_prefix("go ").map(|t| t.split_once(' ').map_or([t, ""], <[_; 2]>::from))
