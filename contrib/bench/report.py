@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 import statistics
 
 import members
 import programs
 from common import MTUS
-from own import BESIDE_BULK, RESTED, RESTING, SIDES
+from own import BESIDE_BULK, RESTED, RESTING
 
 #: All there are, in the order of the tables' columns.
 SUBJECTS = ("loopback", "slirp4netns", "pasta", "rootlesskit", "veth", "relay", "tapway")
@@ -32,7 +33,7 @@ GOALS = [
     (RESTED, None, 40.0),
     *((f"udp {d} 1200 v4 x{n} below 0.1 % loss", other, goal)
       for n, goal in ((1, 3.0), (64, 2.0)) for d in ("send", "recv") for other in ("slirp4netns", "pasta")),
-    *((f"retransmitted by the {side}, tcp {d} {m}", None, 0) for m in MTUS for d in ("send", "recv") for side in SIDES),
+    *((f"retransmitted by the guest, tcp {d} {m}", None, 0) for m in MTUS for d in ("send", "recv")),
     *programs.GOALS,
     # And issue "Foundation".
     ("start to first byte", "slirp4netns", 1.0),
@@ -110,16 +111,17 @@ def tables(result, names, title):
     if not ours:
         return lines
     others = [s for s in subjects if s != ours]
-    if others:
+    compared = []
+    for name in names:
+        cells = [spread(ratios(samples, name, ours, other)) for other in others]
+        if any(cells):
+            compared.append(f"| {name} | {'↑' if units[name][1] else '↓'} | " + " | ".join(cells) + " |")
+    if compared:
         lines += ["", "tapway divided by the others, median of the ratios within a round and its 90 % interval",
                   "(↑ more is better, ↓ less is better):", ""]
         lines += ["| | | " + " | ".join(others) + " |", "|---|---|" + "---|" * len(others)]
-    for name in names if others else ():
-        cells = [spread(ratios(samples, name, ours, other)) for other in others]
-        if any(cells):
-            lines.append(f"| {name} | {'↑' if units[name][1] else '↓'} | " + " | ".join(cells) + " |")
-    lines += ["", "What was to be reached; missed only if the interval excludes it:", ""]
-    lines += ["| | goal | found | |", "|---|---|---|---|"]
+        lines += compared
+    reached = []
     for name, other, goal in GOALS:
         if name not in names:
             continue
@@ -131,8 +133,11 @@ def tables(result, names, title):
         unit, bigger = units[name]
         met = high >= goal if bigger else low <= goal
         against, unit = (f" × {other}", "") if other else (f" {unit}", f" {unit}")
-        lines.append(f"| {name} | {'≥' if bigger else '≤'} {goal:g}{against} | {spread(values)}{unit} | "
-                     f"{'met' if met else '**missed**'} |")
+        reached.append(f"| {name} | {'≥' if bigger else '≤'} {goal:g}{against} | {spread(values)}{unit} | "
+                       f"{'met' if met else '**missed**'} |")
+    if reached:
+        lines += ["", "What was to be reached; missed only if the interval excludes it:", ""]
+        lines += ["| | goal | found | |", "|---|---|---|---|", *reached]
     return lines
 
 
@@ -149,10 +154,12 @@ def spread(values):
 MARGIN = 0.75
 
 
-def record_floor(run, path):
-    """Writes down what the ratios of this run to the others may not fall below, or for times rise above, hereafter."""
+def record_floor(run, only, path):
+    """Writes down what the ratios of these measurements may not fall below, or for times rise above, hereafter."""
     rows = []
     for name, (_, bigger) in run["units"].items():
+        if not re.search(only, name):
+            continue
         for other in (s for s in ("loopback", "slirp4netns") if s in run["samples"].get(name, {})):
             values = ratios(run["samples"], name, "tapway", other)
             if values:
@@ -163,12 +170,12 @@ def record_floor(run, path):
     path.write_text(json.dumps({**facts, "floors": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def below_floor(run, path):
+def below_floor(run, only, path):
     """What is wrong with this run by the floors recorded there: only what an interval excludes, and rows without a figure."""
     complaints = []
     for floor in json.loads(path.read_text(encoding="utf-8"))["floors"]:
         name, other = floor["row"], floor["to"]
-        if name not in run["samples"]:
+        if not re.search(only, name):
             continue
         values = ratios(run["samples"], name, "tapway", other)
         if not values:
