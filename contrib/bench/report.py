@@ -170,6 +170,12 @@ def record_floor(run, only, path):
     path.write_text(json.dumps({**facts, "floors": rows}, indent=1) + "\n", encoding="utf-8")
 
 
+def floored(path):
+    """A pattern for the measurements that have a floor there."""
+    rows = {floor["row"] for floor in json.loads(path.read_text(encoding="utf-8"))["floors"]}
+    return f"^({'|'.join(map(re.escape, sorted(rows)))})$"
+
+
 def below_floor(run, only, path):
     """What is wrong with this run by the floors recorded there: only what an interval excludes, and rows without a figure."""
     complaints = []
