@@ -77,8 +77,20 @@ impl Step {
     }
 }
 
-/// Finds the rate and prints it.
-fn search(mut step: impl FnMut(f64) -> Result<Step>) -> Result<()> {
+/// What was found: datagrams a second that arrive without loss, and of a flood.
+#[derive(Debug)]
+struct Found {
+    without_loss: f64,
+    flood: f64,
+}
+
+impl Found {
+    fn print(&self) {
+        println!("{{\"per_s\": {:.1}, \"flood_per_s\": {:.1}}}", self.without_loss, self.flood);
+    }
+}
+
+fn search(mut step: impl FnMut(f64) -> Result<Step>) -> Result<Found> {
     let flood = step(f64::INFINITY)?;
     let mut best = flood.rate();
     let seconds = flood.took.as_secs_f64();
@@ -102,9 +114,7 @@ fn search(mut step: impl FnMut(f64) -> Result<Step>) -> Result<()> {
             rate = if up { rate * factor } else { rate / factor };
         }
     }
-    let (per_s, flood) = (best.unwrap_or(0.0), flood.got as f64 / seconds);
-    println!("{{\"per_s\": {per_s:.1}, \"flood_per_s\": {flood:.1}}}");
-    Ok(())
+    Ok(Found { without_loss: best.unwrap_or(0.0), flood: flood.got as f64 / seconds })
 }
 
 /// Sockets whose way to the server and back works.
@@ -150,6 +160,7 @@ pub fn send(to: SocketAddr, size: usize, wanted: usize, counter: &Counter) -> Re
         let got = settled(|| Ok(counter.now()?.0.saturating_sub(before)), sent)?;
         Ok(Step { sent, got, took })
     })
+    .map(|found| found.print())
 }
 
 /// From the server to here, over so many flows.
@@ -176,6 +187,7 @@ pub fn recv(from: SocketAddr, size: usize, wanted: usize, counter: &Counter) -> 
         let got = settled(|| Ok(got.load(Ordering::SeqCst) - before), sent)?;
         Ok(Step { sent, got, took })
     })
+    .map(|found| found.print())
 }
 
 /// Counts what comes to any of the sockets, until the process ends.
@@ -194,5 +206,80 @@ fn read_all(sockets: &[UdpSocket], size: usize, got: &AtomicU64) -> Result<()> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path that takes `most` a second and loses the rest, of steps whose number is given.
+    fn path(most: f64, spoilt: &[usize]) -> Found {
+        let mut number = 0;
+        search(|rate| {
+            let offered = rate.min(400_000.0) * STEP.as_secs_f64();
+            let taken = if spoilt.contains(&number) { offered / 2.0 } else { most * STEP.as_secs_f64() };
+            number += 1;
+            Ok(Step { sent: offered as u64, got: offered.min(taken) as u64, took: STEP })
+        })
+        .expect("no step fails")
+    }
+
+    #[test]
+    fn the_highest_rate_without_loss_is_found() {
+        for most in [20_000.0, 90_000.0, 300_000.0, 500_000.0] {
+            let found = path(most, &[]).without_loss;
+            let right = most.min(400_000.0);
+            assert!(found <= right * 1.001 && found > right * 0.93, "{found} instead of {right}");
+        }
+    }
+
+    #[test]
+    fn a_flood_that_collapses_does_not_hide_it() {
+        // The flood arrives at 1000 a second, and the path takes a hundred times that.
+        let mut first = true;
+        let found = search(|rate| {
+            let most = if std::mem::take(&mut first) { 1_000.0 } else { 100_000.0 };
+            let offered = rate.min(400_000.0) * STEP.as_secs_f64();
+            Ok(Step { sent: offered as u64, got: offered.min(most * STEP.as_secs_f64()) as u64, took: STEP })
+        })
+        .expect("no step fails");
+        assert!(found.without_loss > 80_000.0 && found.flood < 1_100.0, "{found:?}");
+    }
+
+    #[test]
+    fn a_hiccup_does_not_decide() {
+        for spoilt in 1..12 {
+            let found = path(90_000.0, &[spoilt, spoilt + 1]).without_loss;
+            assert!(found > 80_000.0, "{found} when steps {spoilt} and the next are spoilt");
+        }
+    }
+
+    #[test]
+    fn nothing_that_arrives_is_no_rate() {
+        assert_eq!(path(0.0, &[]).without_loss.to_bits(), 0f64.to_bits());
+    }
+
+    #[test]
+    fn more_than_was_sent_is_no_figure() {
+        assert!(Step { sent: 100, got: 101, took: STEP }.rate().is_none());
+        assert!(Step { sent: 10_000, got: 9_990, took: STEP }.rate().is_none());
+        assert!(Step { sent: 10_000, got: 9_991, took: STEP }.rate().is_some());
+    }
+
+    #[test]
+    fn a_pace_is_kept_and_arrears_are_left_out() {
+        let mut seen = Vec::new();
+        let (sent, took) = pace(10_000.0, Duration::from_millis(50), |n| {
+            if n == 100 {
+                thread::sleep(Duration::from_millis(20));
+            }
+            seen.push(n);
+            true
+        });
+        // 20 ms are 200 datagrams, of which a burst is made up for.
+        assert!(took >= Duration::from_millis(50) && sent == seen.len() as u64);
+        assert!(sent <= 500 - 200 + 2 * BURST, "{sent} sent");
+        assert!(seen.windows(2).all(|w| w[0] < w[1]));
     }
 }

@@ -171,6 +171,12 @@ class Programs:
             box.stop()
 
     def measure(self, name, subject):
+        try:
+            return self.ask(name, subject)
+        except (LookupError, TypeError, ValueError) as error:
+            raise RuntimeError(f"{name}: no figure in what the program said: {error!r}") from error
+
+    def ask(self, name, subject):
         if name == PUBLISHED:
             port = HTTP if subject == "loopback" else self.sandboxes[subject].published
             return wrk([], HOST4, port)
@@ -225,6 +231,8 @@ def dnsperf(inside, host):
 def iperf3(inside, host, kind):
     reverse = ["-R"] if kind == "recv" else []
     said = json.loads(run(*inside, "iperf3", "-J", "-c", host, "-p", str(IPERF), "-t", str(SECONDS), *reverse, timeout=20))
+    if "error" in said:
+        raise RuntimeError(f"iperf3: {said['error']}")
     return said["end"]["sum_received"]["bits_per_second"] / 1e9
 
 
