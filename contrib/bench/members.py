@@ -10,10 +10,10 @@ Each subject joins two network namespaces, one pair per MTU, for the whole run:
 figure that a busy machine changes least. "between CPUs" keeps the two ends on different ones; else the kernel often has
 both on one, where a veth wakes no other. "names" are questions for the other member's A record, at the server that the
 sandbox's resolv.conf names, with FLIGHT under way at any time. "at once" is both members of a network beside each other,
-each with a server of its own on the host: the rate of the slower divided by that of the faster. "run …" is from starting `tapway run` until its command,
-which does nothing else, has written a byte. Memory is proportional (PSS) with page tables, counted once, while nothing else
-of tapway runs: the network process of CROWD idle members, and the mean of their monitors, without and with the init that
-each has in its sandbox.
+each with a server of its own on the host: the rate of the slower divided by that of the faster. "run …" is from starting
+`tapway run` until its command, which does nothing else, has written a byte. Memory is proportional (PSS) with page tables,
+counted once, while nothing else of tapway runs: the network process of CROWD idle members, and the mean of their monitors,
+without and with the init that each has in its sandbox.
 """
 
 import json
@@ -24,8 +24,8 @@ import subprocess
 import time
 
 from common import (
-    HOST4, MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, set_congestion, sleeper, stage, wait_for,
-    words
+    HOST4, MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, set_congestion, sleeper, stage,
+    wait_for, words
 )
 
 #: Questions under way.

@@ -95,14 +95,16 @@ class Bench:
                     port = PORT if subject == "loopback" else self.sandboxes[subject, mtu].published
                     return self.client(None, mtu, kind, HOST4, port, seconds, 1, counter=control(subject, mtu))["gbit_s"]
 
-                out.append((f"published {kind} v4 {mtu}", "Gbit/s", True, ported if mtu == MTUS[0] else self.publishers, published))
+                name, whose = f"published {kind} v4 {mtu}", ported if mtu == MTUS[0] else self.publishers
+                out.append((name, "Gbit/s", True, whose, published))
             for kind in ("send", "recv"):
                 # After all that they count, with whatever of that was wanted.
                 if any(re.fullmatch(f"tcp {kind} v. {mtu} x.", m[0]) and only.search(m[0]) for m in out):
                     for side in SIDES:
                         name = f"retransmitted by the {side}, tcp {kind} {mtu}"
                         whose = subjects if side == "host" else self.helpers
-                        out.append((name, "segments", False, whose, lambda subject, name=name: self.again.pop((name, subject), None)))
+                        counted = lambda subject, name=name: self.again.pop((name, subject), None)  # noqa: E731
+                        out.append((name, "segments", False, whose, counted))
 
         half = max(0.2, seconds / 2)
         mtu = MTUS[0]

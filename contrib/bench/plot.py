@@ -83,7 +83,8 @@ def draw(run, path):
         axes.axis("off")
     facts = run["facts"]
     said = ", ".join(f"{key} {facts[key]}" for key in ("machine", "kernel", "congestion control", "date") if key in facts)
-    figure.text(0.01, 0.004, f"contrib/bench/compare, medians of {facts['rounds']} interleaved rounds; {said}", fontsize=7.5, color=INK)
+    said = f"contrib/bench/compare, medians of {facts['rounds']} interleaved rounds; {said}"
+    figure.text(0.01, 0.004, said, fontsize=7.5, color=INK)
     figure.tight_layout(rect=(0, 0.02, 1, 1), h_pad=1.4, w_pad=2.0)
     figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

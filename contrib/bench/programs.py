@@ -55,7 +55,12 @@ def postgres(program):
 
 
 #: What each measurement takes, beside what all do.
-NEEDS = {"http": ("nginx", "wrk"), "redis": ("redis-server", "redis-benchmark"), "dnsperf": ("dnsmasq", "dnsperf"), "iperf3": ("iperf3",)}
+NEEDS = {
+    "http": ("nginx", "wrk"),
+    "redis": ("redis-server", "redis-benchmark"),
+    "dnsperf": ("dnsmasq", "dnsperf"),
+    "iperf3": ("iperf3",),
+}
 
 
 def missing(names, which):
@@ -76,7 +81,8 @@ NGINX = """
 daemon off; worker_processes auto; pid {home}/pid; error_log {home}/errors; events {{ worker_connections 512; }}
 http {{
     access_log off; keepalive_requests 1000000000;
-    client_body_temp_path {home}/1; proxy_temp_path {home}/2; fastcgi_temp_path {home}/3; uwsgi_temp_path {home}/4; scgi_temp_path {home}/5;
+    client_body_temp_path {home}/1; proxy_temp_path {home}/2; fastcgi_temp_path {home}/3;
+    uwsgi_temp_path {home}/4; scgi_temp_path {home}/5;
     server {{ listen {port}; listen [::]:{port}; root {home}; }}
 }}
 """
@@ -157,9 +163,10 @@ class Programs:
             rules.write("host all all all trust\n")
         options = ["-c", "listen_addresses=*", "-c", f"unix_socket_directories={home}", "-c", "fsync=off", "-p", str(POSTGRES)]
         self.serve([os.path.join(os.path.dirname(postgres("pg_ctl")), "postgres"), "-D", home, *options], POSTGRES)
+        fill = [postgres("pgbench"), "-h", home, "-p", str(POSTGRES), "-U", "bench", "-i", "-q", "postgres"]
+        # It listens a little before it lets anybody in.
         wait_for("PostgreSQL", lambda: subprocess.run(
-            [postgres("pgbench"), "-h", home, "-p", str(POSTGRES), "-U", "bench", "-i", "-q", "postgres"], stdin=subprocess.DEVNULL,
-            capture_output=True, check=False).returncode == 0)
+            fill, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0)
 
     def stop(self):
         for server in self.servers:
@@ -194,7 +201,8 @@ class Programs:
 
     def redis(self, inside, host):
         count = self.redis_requests.get(tuple(inside), 2000)
-        said = run(*inside, "redis-benchmark", "-h", host, "-p", str(REDIS), "-t", "get", "-c", "50", "-n", str(count), "--csv", timeout=20)
+        options = f"-h {host} -p {REDIS} -t get -c 50 -n {count} --csv"
+        said = run(*inside, "redis-benchmark", *options.split(), timeout=20)
         (found,) = [row for row in csv.DictReader(io.StringIO(said)) if row["test"] == "GET"]
         rate = float(found["rps"])
         if tuple(inside) not in self.redis_requests:
