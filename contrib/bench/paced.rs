@@ -1,10 +1,9 @@
 //! The highest rate at which datagrams arrive with less than one in a thousand lost.
 //!
-//! A flood first, whose rate is the most that the sender can do; if it arrives, that is the answer. Else a staircase, from
-//! the rate at which the flood arrived: each step is a short paced stream of datagrams in turn over all flows; the rate goes
-//! up after one that arrived and down after one that did not, by less each time that the direction changes and by more when
-//! it does not. Unlike a bisection this comes back from a step that a hiccup of a shared machine has spoilt. What is reported is
-//! what the receiver counted in the best of the steps that arrived.
+//! A flood first, and from the rate at which that arrived a staircase: each step is a short paced stream of datagrams in turn
+//! over all flows; the rate goes up after one that arrived and down after one that did not, by less each time that the direction
+//! changes and by more when it does not. Unlike a bisection this comes back from a step that a hiccup of a shared machine has
+//! spoilt. What is reported is what the receiver counted in the best of the steps that arrived, the same number of steps for all.
 //!
 //! Flows are sockets whose first datagram was answered; one that gets no answer is replaced, as it says nothing about rates.
 //!
@@ -23,12 +22,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Counter, Result, bad, udp_socket};
 
-/// Length of one step.
-const STEP: Duration = Duration::from_millis(100);
-const STEPS: u32 = 20;
+/// Length of one step: short, so that few of them have a hiccup.
+const STEP: Duration = Duration::from_millis(50);
+const STEPS: u32 = 36;
 /// Factors from one step's rate to the next one's: of the first, and the least and most of the later.
 const FIRST: f64 = 1.6;
-const LEAST: f64 = 1.06;
+const LEAST: f64 = 1.1;
 const MOST: f64 = 3.0;
 /// Part of the datagrams that may be lost.
 const LOSS: f64 = 0.001;
@@ -94,25 +93,25 @@ fn search(mut step: impl FnMut(f64) -> Result<Step>) -> Result<Found> {
     let flood = step(f64::INFINITY)?;
     let mut best = flood.rate();
     let seconds = flood.took.as_secs_f64();
-    let most = flood.sent as f64 / seconds;
-    if best.is_none() {
-        let (mut rate, mut factor) = (flood.got as f64 / seconds, FIRST);
-        let (mut way, mut same) = (None, 0);
-        for _ in 0..STEPS {
-            // Below ten datagrams a step there is nothing to find.
-            rate = rate.clamp(10.0 / STEP.as_secs_f64(), most);
-            let found = step(rate)?.rate();
-            best = best.into_iter().chain(found).reduce(f64::max);
-            let up = found.is_some();
-            if way == Some(up) {
-                same += 1;
-                factor = if same > 1 { factor.powf(1.5).min(MOST) } else { factor };
-            } else {
-                factor = if way.is_some() { factor.sqrt().max(LEAST) } else { factor };
-                (way, same) = (Some(up), 0);
-            }
-            rate = if up { rate * factor } else { rate / factor };
-        }
+    // What the sender has proved able to do; to ask for much more asks for nothing.
+    let mut able = flood.sent as f64 / seconds;
+    let (mut rate, mut factor) = (flood.got as f64 / seconds, FIRST);
+    let mut way = None;
+    for _ in 0..STEPS {
+        // Below ten datagrams a step there is nothing to find.
+        rate = rate.min(able * 1.5).max(10.0 / STEP.as_secs_f64());
+        let step = step(rate)?;
+        able = able.max(step.sent as f64 / step.took.as_secs_f64());
+        let found = step.rate();
+        best = best.into_iter().chain(found).reduce(f64::max);
+        let up = found.is_some();
+        factor = match way {
+            None => factor,
+            Some(before) if before == up => factor.powf(1.5).min(MOST),
+            Some(_) => factor.sqrt().max(LEAST),
+        };
+        way = Some(up);
+        rate = if up { rate * factor } else { rate / factor };
     }
     Ok(Found { without_loss: best.unwrap_or(0.0), flood: flood.got as f64 / seconds })
 }
