@@ -568,6 +568,27 @@ mod tests {
     }
 
     #[test]
+    fn mappings_and_published_pairs_do_not_take_each_others_room() {
+        let mut udp = Udp::new(UdpLimits { max_mappings: 2, max_pairs: 2 }, 1);
+        let (guest, here) = (at("10.0.2.100:53"), "192.0.2.7".parse().unwrap());
+        let client = |n: u16| SocketAddr::new(IpAddr::from([198, 51, 100, 1]), n);
+        let published = |udp: &mut Udp, now, n| {
+            udp.route_published(Instant::from_secs(now), (0, client(n), here), Some(guest), None, &ONE).unwrap()
+        };
+        published(&mut udp, 0, 1);
+        let second = published(&mut udp, 1, 2);
+        for n in 1..50 {
+            out(&mut udp, 1 + n, &format!("10.0.2.100:{}", 1000 + n), "192.0.2.1:9");
+        }
+        assert_eq!((udp.len(), udp.evicted), ((2, 2), 47), "a guest that asks much keeps its clients");
+        // The third client takes the place of the first, the older one.
+        published(&mut udp, 60, 3);
+        assert_eq!((udp.len(), udp.evicted), ((2, 2), 48));
+        assert_eq!(published(&mut udp, 61, 2), second);
+        assert_eq!(udp.evicted, 48);
+    }
+
+    #[test]
     fn answers_of_the_host_come_from_the_gateway_that_was_asked() {
         let mut udp = Udp::new(UdpLimits::default(), 1);
         let now = Instant::from_secs(0);
