@@ -15,9 +15,9 @@ const BULK: usize = 100;
 /// Questions of one byte.
 const QUESTIONS: usize = 21;
 /// Frames for the guest that may go between a question and its answer: the turn that has begun, the next, in which host
-/// sockets come before the question's TAP, and the one that finds the answer. In a turn each download moves 512 KiB at most
-/// (`HOST_BUDGET` of runtime::endpoint), which are nine frames of 64 KiB where the ring wraps.
-const TURNS: usize = 3 * BULK * 9;
+/// sockets come before the question's TAP, and the one that finds the answer. In a turn each download moves one super-frame
+/// (`LEAST_SHARE` of runtime::engine), two where the ring wraps, and again as much where its acknowledgement makes room.
+const TURNS: usize = 3 * BULK * 3;
 
 /// Frames that came to the calling thread's eth0, super-frames counted once.
 fn frames() -> usize {
