@@ -353,6 +353,7 @@ impl Endpoint {
     /// Moves the bytes of one flow both ways, then lets the stack send.
     fn serve(&mut self, flow: Id, now: Instant) {
         let Self { stack, sockets, .. } = self;
+        let share = sockets.share;
         let Some(socket) = sockets.tcp.get_mut(flow) else {
             stack.finish_tcp(flow, now, sockets);
             return;
@@ -398,7 +399,7 @@ impl Endpoint {
             }
         }
         // Nobody calls again for one that hung up, unless the guest makes room.
-        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET };
+        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET.min(share) };
         while !broken && socket.readable && !socket.eof && ready.to_guest_room > 0 && budget > 0 {
             let mut room_len = 0;
             let mut ended = false;

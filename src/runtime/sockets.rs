@@ -224,6 +224,10 @@ pub struct Sockets {
     pub tap: Tap,
     /// Frames, vnet header left out, that crossed the TAP.
     pub crossed: Traffic,
+    /// Frames that the guest had been given when its TAP was last read.
+    pub given: u64,
+    /// Bytes that one host socket may give this turn, beside its own bound.
+    pub share: usize,
     /// Readiness, of all endpoints.
     pub epoll: Arc<Epoll>,
     /// TCP flows.
@@ -266,6 +270,8 @@ impl Sockets {
             endpoint,
             tap,
             crossed: Traffic::default(),
+            given: 0,
+            share: usize::MAX,
             epoll,
             tcp: Slots::new(),
             udp: Slots::new(),

@@ -10,6 +10,7 @@ mod guest_tcp;
 mod hostile;
 mod ledger;
 mod link_layer;
+mod scale;
 mod sim;
 mod slirp;
 mod streams;
