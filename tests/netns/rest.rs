@@ -195,7 +195,14 @@ fn nothing_is_sent_twice_on_a_clean_path() {
                     thread::sleep(Duration::from_millis(50));
                 }
                 let again = counter(&guest, "RetransSegs");
-                for name in ["TCPLossProbes", "TCPTimeouts", "TCPFastRetrans", "TCPSlowStartRetrans", "TCPDSACKRecv", "TCPSpuriousRTOs"] {
+                for name in [
+                    "TCPLossProbes",
+                    "TCPTimeouts",
+                    "TCPFastRetrans",
+                    "TCPSlowStartRetrans",
+                    "TCPDSACKRecv",
+                    "TCPSpuriousRTOs",
+                ] {
                     eprintln!("{name} {}", counter(&guest, name));
                 }
                 eprintln!("{congestion}, MTU {mtu}: {again} segments sent again of 900 MiB");

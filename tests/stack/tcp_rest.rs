@@ -217,7 +217,12 @@ fn a_bulky_flow_gets_large_rings_and_gives_them_back() {
             assert!(window >= LARGE, "{window}");
             world.pass(LONG);
             assert!(world.stack.tcp_rests(flow));
-            // The guest was promised that much: it may send it at once.
+            // There is room for as much from the host at once, and the guest was promised that much: it may send it at once.
+            let flood = pattern(900_000, 9);
+            conn.window = 0x4000;
+            conn.receives(&mut world, flow, &flood);
+            world.pass(LONG);
+            assert!(world.stack.tcp_rests(flow));
             let burst = pattern(600_000, 6);
             let before = world.host(flow).received.len();
             world.host(flow).takes = 0;
@@ -285,4 +290,38 @@ fn a_guest_without_window_scaling_rests_and_turns_bulky_too() {
     let window = say(&mut world, &mut conn, flow, b"hello") >> 4;
     assert!((60_000..=65_535).contains(&window), "{window}");
     conn.turn_bulky(&mut world, flow);
+}
+
+#[test]
+fn bulky_flows_share_what_may_be_under_way() {
+    let mut world = World::new();
+    let mut conns = Vec::new();
+    for n in 0..40 {
+        let (guest, peer) = (at(Family::V4.guest(), 40_000 + n), at(Family::V4.far(), 80));
+        let mut conn = Conn::new(&mut world, guest, peer);
+        let flow = conn.open(&mut world);
+        conn.turn_bulky(&mut world, flow);
+        conns.push((conn, flow));
+    }
+    let mut promised = 0;
+    for (conn, flow) in &mut conns {
+        // What the first were promised when they were few stays promised until they have sent as much.
+        let mut edge = 0;
+        for _ in 0..40 {
+            conn.push(&mut world, ACK | PSH, &pattern(60_000, 1));
+            let answer = world.segments().pop().expect("an acknowledgement");
+            let next = answer.ack.wrapping_add(u32::from(answer.window) << 4);
+            assert!(edge == 0 || next.wrapping_sub(edge) as i32 >= 0, "the window shrinks");
+            edge = next;
+        }
+        let window = say(&mut world, conn, *flow, b"now");
+        assert!((60_000..=200_000).contains(&window), "{window}");
+        promised += window;
+    }
+    assert!(promised <= 5_000_000, "{promised}");
+    // They rest; one that is alone gets all that there is.
+    world.pass(LONG);
+    let (mut conn, flow) = conns.swap_remove(7);
+    conn.turn_bulky(&mut world, flow);
+    assert!(say(&mut world, &mut conn, flow, b"alone") >= LARGE);
 }

@@ -61,7 +61,7 @@ use flow::{Phase, TcpFlow};
 use isn::IsnClock;
 use port::Port;
 use rest::REST;
-use rings::{RingPool, SMALL_RING};
+use rings::RingPool;
 
 /// A guest that acknowledges nothing for this long loses the flow: Linux's tcp_retries2 of 15 comes to 924.6 s
 /// (Documentation/networking/ip-sysctl.rst).
@@ -333,6 +333,7 @@ impl Tcp {
             return Ok(());
         }
         rest::wake(&mut self.iface, &mut self.rings, flow, now);
+        flow.wire.share = self.rings.share();
         let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
         let was_shut = flow.wire.window_of_guest == 0;
         if flow.wire.from_guest(&mut segment, v6, tso) {
@@ -382,7 +383,7 @@ impl Tcp {
         let Some(tcp) = entry.tcp() else {
             // It rests: whatever comes from the host has it woken first.
             let open = !entry.host_finished;
-            let room = if open { SMALL_RING } else { 0 };
+            let room = if open { rest::room(&self.rings, entry) } else { 0 };
             return TcpReadiness { live: true, to_guest_room: room, wants_host_data: open, ..TcpReadiness::default() };
         };
         let state = tcp.state();
@@ -482,6 +483,7 @@ impl Tcp {
             self.deadlines.arm(id, now + ACK_DELAY, &mut flow.armed);
             return;
         }
+        flow.wire.share = self.rings.share();
         let lingering = flow.lingering;
         if !lingering {
             flow.finish_sending();

@@ -37,6 +37,10 @@ pub struct Wire {
     pub acked_by_guest: Option<u32>,
     /// Window of our last segment, as sent.
     pub window: u16,
+    /// Most that the guest may have under way: a share, where many are bulky (`rings`).
+    pub share: u32,
+    /// The end of what the guest was promised room for (guest's numbers).
+    pub edge: u32,
     /// Window scale that the guest has announced, if it did.
     pub scale_of_guest: Option<u8>,
     /// The guest permits selective acknowledgements.
@@ -241,7 +245,11 @@ impl<O: Output> TxToken for Tx<'_, O> {
         if segment.has(SYN) {
             segment.window_scale(Some(TOLD_SHIFT));
         } else if self.wire.scale_of_guest.is_some() {
-            let window = (u32::from(segment.window()) << self.wire.own_shift) >> TOLD_SHIFT;
+            let room = u32::from(segment.window()) << self.wire.own_shift;
+            // What was promised stays promised: a share that has become smaller is come to as bytes arrive.
+            let promised = self.wire.edge.wrapping_sub(segment.ack()) as i32;
+            let window = room.min(self.wire.share.max(promised.max(0) as u32)) >> TOLD_SHIFT;
+            self.wire.edge = segment.ack().wrapping_add(window << TOLD_SHIFT);
             segment.set_window(window as u16);
         }
         self.wire.window = segment.window();

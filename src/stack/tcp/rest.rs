@@ -29,7 +29,7 @@ use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 use super::flow::{Phase, TcpFlow};
 use super::port::{TOLD_SHIFT, capabilities};
-use super::rings::{FlowSocket, RingPool, SMALL_RING};
+use super::rings::{FlowSocket, LARGE_RING, RingPool, SMALL_RING};
 use crate::stack::compose::{DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::flow::FlowKey;
 use crate::wire::tcp_segment::{self, ACK, FIN, SYN, SYN_HDR_LEN, Segment};
@@ -96,11 +96,21 @@ pub(super) fn step_up(iface: &mut Interface, rings: &mut RingPool, flow: &mut Tc
     }
 }
 
+/// Whether a flow that rests gets large rings when it wakes.
+fn wakes_large(rings: &RingPool, flow: &TcpFlow) -> bool {
+    let promised = usize::from(flow.wire.window) << TOLD_SHIFT;
+    flow.wire.scale_of_guest.is_some() && promised > SMALL_RING && rings.has_large()
+}
+
+/// Room for bytes to the guest that a flow that rests will have.
+pub(super) fn room(rings: &RingPool, flow: &TcpFlow) -> usize {
+    if wakes_large(rings, flow) { LARGE_RING } else { SMALL_RING }
+}
+
 /// Gives a flow that rests a socket again.
 pub(super) fn wake(iface: &mut Interface, rings: &mut RingPool, flow: &mut TcpFlow, now: Instant) {
     if flow.socket.is_none() {
-        let promised = usize::from(flow.wire.window) << TOLD_SHIFT;
-        let large = flow.wire.scale_of_guest.is_some() && promised > SMALL_RING;
+        let large = wakes_large(rings, flow);
         give_socket(iface, rings, flow, large, now);
         flow.paced = flow.carried();
         flow.paced_at = now;

@@ -18,6 +18,9 @@ use super::port::shift_of;
 pub const LARGE_RING: usize = 16 * 65_495;
 /// A small ring: one such payload. (The allocator makes a mapping of it: `sys::allocator`.)
 pub const SMALL_RING: usize = 65_495;
+/// Bytes that all bulky guests' flows together may have under way, about. They queue in the TAP in order of arrival, so whoever asks
+/// a byte waits behind them; 4 MiB are a few milliseconds, and a large ring for each of four.
+const UNDER_WAY: usize = 4 * LARGE_RING;
 /// Free large pairs kept that are hardly touched.
 const KEEP_LARGE: usize = 8;
 /// Free small pairs kept that are hardly touched.
@@ -118,6 +121,11 @@ impl RingPool {
     /// Whether a large pair is to be had.
     pub fn has_large(&self) -> bool {
         self.large_in_use < self.large_budget
+    }
+
+    /// How much a guest may have under way in one flow: what is there, shared by those that are bulky.
+    pub fn share(&self) -> u32 {
+        (UNDER_WAY / self.large_in_use.max(1)).clamp(SMALL_RING, LARGE_RING) as u32
     }
 
     /// A closed socket; with large rings if they are wanted and to be had.
