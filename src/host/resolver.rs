@@ -33,6 +33,9 @@
 //! **Limits.** Questions in flight, servers, connections' pipelines and every wait are bounded by [`Limits`]; beyond the
 //! first there is SERVFAIL at once, counted in [`Stats::overload`]. What is answered here needs no place in flight.
 //!
+//! **Faults on purpose.** [`Resolver::set_failing`] has a share of questions answered SERVFAIL, drawn for each by a seed before
+//! anything else is done with it.
+//!
 //! **Watching.** [`Resolver::observe`] takes a bounded channel that gets one [`Event`] for each question; when it is full
 //! events are lost and counted. Unwatched, this costs one atomic load a question.
 
@@ -44,7 +47,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -56,9 +59,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::peers::Peer;
 use crate::network::config::DnsZone;
 use crate::network::directory::{Aliases, Directory};
+use crate::network::fault::{Draws, Share};
 use crate::network::zone::{Answer, Zone};
 use crate::wire::dns_build::{self, Builder};
-use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
+use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_A, TYPE_AAAA, TYPE_AXFR, TYPE_IXFR};
 use crate::wire::dns_name::Name;
 
 use stats::{Counters, count};
@@ -110,6 +114,8 @@ pub enum Transport {
     Tcp,
 }
 
+/// Addresses of one name, of each family, that are told to who asks for them here.
+const NAME_ADDRESSES: usize = 64;
 /// Room for an answer over UDP. A question that announces less has a server that sends less; what does not fit is asked
 /// for over TCP.
 const UDP_BUFFER: usize = 4096;
@@ -143,11 +149,26 @@ pub struct Resolver {
     /// True while `observer` is somebody.
     observed: AtomicBool,
     observer: RwLock<Option<mpsc::Sender<Event>>>,
+    /// True while `failing` is more than none.
+    fails: AtomicBool,
+    failing: Mutex<Failing>,
     in_flight: AtomicUsize,
     counters: Counters,
     random: RandomState,
     drawn: AtomicU64,
 }
+
+/// Questions that fail on purpose.
+#[derive(Debug)]
+struct Failing {
+    share: Share,
+    /// What chance began with.
+    begun: (u64, u32),
+    draws: Draws,
+}
+
+/// Tells its chance from that of frames, which has the same seed.
+const DNS_STREAM: u64 = 2;
 
 /// A domain and its servers.
 #[derive(Debug)]
@@ -190,6 +211,8 @@ impl Resolver {
             domains: RwLock::new(Arc::new([])),
             observed: AtomicBool::new(false),
             observer: RwLock::new(None),
+            fails: AtomicBool::new(false),
+            failing: Mutex::new(Failing { share: Share::default(), begun: (0, 0), draws: Draws::new(0, DNS_STREAM) }),
             in_flight: AtomicUsize::new(0),
             counters: Counters::default(),
             random: RandomState::new(),
@@ -256,6 +279,42 @@ impl Resolver {
         None
     }
 
+    /// This share of questions fails on purpose from now on; the others are given as they were. Chance begins anew where the
+    /// seed, or how often it was given, is another than before.
+    pub fn set_failing(&self, (share, seed, restarts): (Share, u64, u32)) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.share = share;
+        if failing.begun != (seed, restarts) {
+            failing.begun = (seed, restarts);
+            failing.draws = Draws::new(seed, DNS_STREAM);
+        }
+        self.fails.store(share != Share::default(), Ordering::Relaxed);
+    }
+
+    /// Draws whether the next question fails on purpose.
+    fn draws_failure(&self) -> bool {
+        if !self.fails.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = failing.share;
+        failing.draws.hits(share)
+    }
+
+    /// The addresses that the guest would get for a name, IPv4 and IPv6. Nothing fails here on purpose, and nobody is told.
+    pub async fn addresses(&self, name: &Name) -> Vec<IpAddr> {
+        let ask = async |qtype: u16| {
+            let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            message.extend(name.as_wire());
+            message.extend([qtype.to_be_bytes(), CLASS_IN.to_be_bytes()].concat());
+            let Ok(query) = Query::parse(&message) else { return Vec::new() };
+            let (answer, _) = self.answer(&query, Transport::Tcp).await;
+            dns_build::addresses(&answer, NAME_ADDRESSES)
+        };
+        let (v4, v6) = tokio::join!(ask(TYPE_A), ask(TYPE_AAAA));
+        [v4, v6].concat()
+    }
+
     /// The domains whose names go to servers of their own from now on, instead of those of before; of each list those
     /// beyond [`Limits::servers`] are left out. A domain without servers fails.
     pub fn set_zones(&self, zones: &[DnsZone]) {
@@ -302,7 +361,12 @@ impl Resolver {
             Transport::Tcp => MAX_MESSAGE,
         };
         let begun = self.observed.load(Ordering::Relaxed).then(Instant::now);
-        let (answer, source) = self.answer(&parsed, transport).await;
+        let (answer, source) = if self.draws_failure() {
+            count(&self.counters.fault);
+            (parsed.answer(Rcode::ServFail), Source::Nobody)
+        } else {
+            self.answer(&parsed, transport).await
+        };
         if let Some(begun) = begun {
             self.tell(&parsed, transport, &answer, source, begun.elapsed());
         }

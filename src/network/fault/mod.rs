@@ -179,7 +179,9 @@ pub enum FaultError {
     #[error("nothing is to be changed; give latency, jitter, loss, rate, reorder or dns_fail")]
     Nothing,
     /// Packets would have to come before they were sent.
-    #[error("a jitter of {jitter} is more than the latency of {latency}; give a jitter of at most {latency}, or more latency")]
+    #[error(
+        "a jitter of {jitter} is more than the latency of {latency}; give a jitter of at most {latency}, or more latency"
+    )]
     Jitter {
         /// The jitter.
         jitter: Span,
@@ -259,13 +261,7 @@ impl Rules {
 
     /// Changes the rule about `to`, or makes it, with `fresh` as its seed unless one is given. A rule by which nothing happens
     /// any more is gone.
-    pub fn set(
-        &mut self,
-        to: Option<Target>,
-        change: &Change,
-        fresh: u64,
-        limits: &Limits,
-    ) -> Result<(), FaultError> {
+    pub fn set(&mut self, to: Option<Target>, change: &Change, fresh: u64, limits: &Limits) -> Result<(), FaultError> {
         if to.is_some() && change.dns_fail.is_some() {
             return Err(FaultError::DnsOfPeer);
         }

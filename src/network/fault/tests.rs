@@ -41,9 +41,13 @@ fn amounts_are_read_and_shown() {
         let span: Span = text.parse().unwrap();
         assert_eq!((span.micros(), span.to_string().as_str()), (micros, shown), "{text}");
     }
-    for (text, parts, shown) in
-        [("1%", 10_000, "1%"), ("0.1%", 1000, "0.1%"), ("100%", 1_000_000, "100%"), ("0.0001%", 1, "0.0001%"), ("0", 0, "0")]
-    {
+    for (text, parts, shown) in [
+        ("1%", 10_000, "1%"),
+        ("0.1%", 1000, "0.1%"),
+        ("100%", 1_000_000, "100%"),
+        ("0.0001%", 1, "0.0001%"),
+        ("0", 0, "0"),
+    ] {
         let share: Share = text.parse().unwrap();
         assert_eq!((share.parts(), share.to_string().as_str()), (parts, shown), "{text}");
     }

@@ -151,8 +151,7 @@ impl fmt::Display for Span {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Share(u32);
 
-const SHARE: Kind =
-    Kind { what: "share", units: "%", example: "1% or 0.1%", step: "0.0001%", table: &[("%", 10_000)] };
+const SHARE: Kind = Kind { what: "share", units: "%", example: "1% or 0.1%", step: "0.0001%", table: &[("%", 10_000)] };
 
 impl Share {
     /// All of it.

@@ -303,7 +303,9 @@ impl Faults {
         drops: &mut DropCounters,
     ) -> Verdict {
         let at = direction as usize;
-        let Some(rule) = peer(frame, direction).and_then(|peer| self.rule_about(peer, at)) else { return Verdict::Pass };
+        let Some(rule) = peer(frame, direction).and_then(|peer| self.rule_about(peer, at)) else {
+            return Verdict::Pass;
+        };
         let Self { limits, active, queues, scratch, delayed, .. } = self;
         let (lane, queue) = (&mut active[rule].lanes[at], &mut queues[at]);
         let cut = lane.shape.loss.parts() > 0 || lane.shape.rate.is_some();

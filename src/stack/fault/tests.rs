@@ -138,7 +138,9 @@ fn the_peer_is_the_other_end() {
 #[test]
 fn the_most_specific_rule_counts_alone() {
     let mut line = Line::new(Limits::default());
-    for (to, latency) in [(None, "1ms"), (Some("192.0.2.0/24"), "2ms"), (Some("db"), "3ms"), (Some("192.0.0.0/16"), "4ms")] {
+    for (to, latency) in
+        [(None, "1ms"), (Some("192.0.2.0/24"), "2ms"), (Some("db"), "3ms"), (Some("192.0.0.0/16"), "4ms")]
+    {
         line.set(to, &shape(latency, "0", "0", "0"), ms(0));
     }
     for dst in [[1, 1, 1, 1], [192, 0, 2, 8], FAR, [192, 0, 9, 9]] {
