@@ -17,6 +17,7 @@ mod capture;
 mod control;
 mod dhcp;
 mod dns;
+mod faults;
 mod icmp;
 mod iperf;
 mod leaks;
