@@ -125,7 +125,7 @@ impl Answers {
                 if known == "get_info"
                     && let Some(faults) = &self.faults
                 {
-                    answer["faults"] = faults.len().await.into();
+                    answer["faults"] = faults.count().await.into();
                 }
                 Ok(answer)
             }

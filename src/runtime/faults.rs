@@ -44,7 +44,7 @@ impl Faults {
     }
 
     /// How many rules there are.
-    pub async fn len(&self) -> usize {
+    pub async fn count(&self) -> usize {
         self.rules.lock().await.all().len()
     }
 

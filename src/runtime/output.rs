@@ -271,7 +271,7 @@ impl Sockets {
     }
 
     /// The same for one that something may happen to first: true if the link is not to blame.
-    fn to_guest_with_faults(&mut self, frame: &[u8]) -> bool {
+    fn write_or_hold(&mut self, frame: &[u8]) -> bool {
         let Some(faults) = &mut self.faults else { return self.write(frame) };
         match faults.handle_frame(self.now, fault::Direction::ToGuest, frame, &mut self.drops) {
             Verdict::Pass => self.write(frame),
@@ -318,7 +318,7 @@ impl Sockets {
 
 impl Output for Sockets {
     fn to_guest(&mut self, frame: &[u8]) -> bool {
-        if self.faults.is_some() { self.to_guest_with_faults(frame) } else { self.write(frame) }
+        if self.faults.is_some() { self.write_or_hold(frame) } else { self.write(frame) }
     }
 
     fn udp_to_host(&mut self, send: &UdpToHost<'_>) {

@@ -316,12 +316,11 @@ impl Rules {
         let mut cleared = 0;
         for rule in self.0.iter_mut().filter(|rule| key.is_none() || rule.key() == key.as_deref()) {
             let before = rule.clone();
-            match direction {
-                Some(direction) => *rule.shape_mut(direction) = Shape::default(),
-                None => {
-                    (rule.from_guest, rule.to_guest) = (Shape::default(), Shape::default());
-                    rule.dns_fail = Share::default();
-                }
+            for direction in DIRECTIONS.into_iter().filter(|&one| direction.is_none_or(|only| only == one)) {
+                *rule.shape_mut(direction) = Shape::default();
+            }
+            if direction.is_none() {
+                rule.dns_fail = Share::default();
             }
             cleared += usize::from(*rule != before);
         }

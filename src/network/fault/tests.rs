@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::unnecessary_wraps, reason = "as the arguments that they make are")]
 
 use proptest::prelude::*;
 

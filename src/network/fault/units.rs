@@ -81,7 +81,7 @@ impl Kind {
         let scale = 10_u128.pow(fraction.len() as u32);
         let parts: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| form())? };
         let parts = parts * u128::from(size);
-        if parts % scale != 0 {
+        if !parts.is_multiple_of(scale) {
             return Err(fine());
         }
         let whole: u128 = whole.parse().map_err(|_| form())?;
