@@ -13,7 +13,7 @@ use crate::network::fault::{Rate, Share, Span, UnitError, Wanted};
 const EXAMPLES: &str = "\
 Examples:
   tapway fault set --latency 50ms --jitter 5ms --loss 1% --rate 10mbit site
-      a bad line: packets come 45 to 55 ms late each way, one of a hundred never, at 10 megabits a second
+      a bad line, each way: packets come 45 to 55 ms late, one of a hundred never
   tapway fault set --latency 300ms --direction to-guest --to db site
       answers of 'db' come late, everything else is as it was
   tapway fault set --dns-fail 5% --seed 7 site
@@ -22,8 +22,8 @@ Examples:
       everything as it was";
 
 const SET_EXAMPLES: &str = "\
-What is not named stays as it was; 0 ends it. A packet is subject to one rule: of those whose --to fits its peer the most
-specific one. A name is looked up once, now.
+What is not named stays as it was; 0 ends it. One rule counts for a packet: of those whose --to
+fits its peer the most specific one. A name is looked up once, now.
 
 Examples:
   tapway fault set --latency 50ms --jitter 5ms --loss 1% --rate 10mbit site

@@ -39,6 +39,7 @@
 //! **Watching.** [`Resolver::observe`] takes a bounded channel that gets one [`Event`] for each question; when it is full
 //! events are lost and counted. Unwatched, this costs one atomic load a question.
 
+mod failing;
 mod stats;
 
 use std::future::{Future, poll_fn};
@@ -47,7 +48,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -59,12 +60,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::peers::Peer;
 use crate::network::config::DnsZone;
 use crate::network::directory::{Aliases, Directory};
-use crate::network::fault::{Draws, Share};
+use crate::network::fault::Share;
 use crate::network::zone::{Answer, Zone};
 use crate::wire::dns_build::{self, Builder};
 use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_A, TYPE_AAAA, TYPE_AXFR, TYPE_IXFR};
 use crate::wire::dns_name::Name;
 
+use failing::Failing;
 use stats::{Counters, count};
 pub use stats::{EVENT_ADDRESSES, Event, Source, Stats};
 
@@ -149,26 +151,12 @@ pub struct Resolver {
     /// True while `observer` is somebody.
     observed: AtomicBool,
     observer: RwLock<Option<mpsc::Sender<Event>>>,
-    /// True while `failing` is more than none.
-    fails: AtomicBool,
-    failing: Mutex<Failing>,
+    failing: Failing,
     in_flight: AtomicUsize,
     counters: Counters,
     random: RandomState,
     drawn: AtomicU64,
 }
-
-/// Questions that fail on purpose.
-#[derive(Debug)]
-struct Failing {
-    share: Share,
-    /// What chance began with.
-    begun: (u64, u32),
-    draws: Draws,
-}
-
-/// Tells its chance from that of frames, which has the same seed.
-const DNS_STREAM: u64 = 2;
 
 /// A domain and its servers.
 #[derive(Debug)]
@@ -211,8 +199,7 @@ impl Resolver {
             domains: RwLock::new(Arc::new([])),
             observed: AtomicBool::new(false),
             observer: RwLock::new(None),
-            fails: AtomicBool::new(false),
-            failing: Mutex::new(Failing { share: Share::default(), begun: (0, 0), draws: Draws::new(0, DNS_STREAM) }),
+            failing: Failing::default(),
             in_flight: AtomicUsize::new(0),
             counters: Counters::default(),
             random: RandomState::new(),
@@ -282,23 +269,7 @@ impl Resolver {
     /// This share of questions fails on purpose from now on; the others are given as they were. Chance begins anew where the
     /// seed, or how often it was given, is another than before.
     pub fn set_failing(&self, (share, seed, restarts): (Share, u64, u32)) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.share = share;
-        if failing.begun != (seed, restarts) {
-            failing.begun = (seed, restarts);
-            failing.draws = Draws::new(seed, DNS_STREAM);
-        }
-        self.fails.store(share != Share::default(), Ordering::Relaxed);
-    }
-
-    /// Draws whether the next question fails on purpose.
-    fn draws_failure(&self) -> bool {
-        if !self.fails.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = failing.share;
-        failing.draws.hits(share)
+        self.failing.set(share, (seed, restarts));
     }
 
     /// The addresses that the guest would get for a name, IPv4 and IPv6. Nothing fails here on purpose, and nobody is told.
@@ -361,7 +332,7 @@ impl Resolver {
             Transport::Tcp => MAX_MESSAGE,
         };
         let begun = self.observed.load(Ordering::Relaxed).then(Instant::now);
-        let (answer, source) = if self.draws_failure() {
+        let (answer, source) = if self.failing.draw() {
             count(&self.counters.fault);
             (parsed.answer(Rcode::ServFail), Source::Nobody)
         } else {
