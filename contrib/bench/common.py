@@ -14,6 +14,7 @@ PORT = 9000
 MTUS = (65520, 1500)
 #: Before a program that opens many connections: all descriptors that it may have.
 MANY = ["sh", "-c", 'ulimit -n "$(ulimit -Hn)"; exec "$@"', "sh"]
+CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
 UNPRIVILEGED = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--"]
 
 
@@ -28,7 +29,14 @@ def run(*argv, **kw):
     return done.stdout
 
 
-def stage():
+def set_congestion(name, prefix=()):
+    """Has the kernel of our network namespace, or of that where a prefix leads, use this algorithm, if one is named."""
+    if name:
+        run(*prefix, "sh", "-c", f"echo {name} >{CONGESTION}")
+
+
+def stage(congestion=""):
+    set_congestion(congestion)
     run("sh", "-ec", f"""
         mount -t tmpfs -o mode=755 tmpfs /mnt; mkdir -m 700 /mnt/run
         ip link set lo up
@@ -39,9 +47,25 @@ def stage():
     """)
 
 
-def serve(traffic, control, prefix=()):
+def named_user():
+    """Gives our one id a name, which some programs insist on."""
+    if "user:" not in open("/etc/passwd", encoding="utf-8").read(5):
+        run("sh", "-ec", "echo user:x:1000:1000::/mnt:/bin/sh >/mnt/passwd; mount --bind /mnt/passwd /etc/passwd")
+
+
+def retransmitted(pid="self"):
+    """TCP segments that the kernel of a process's network namespace has sent again."""
+    try:
+        text = open(f"/proc/{pid}/net/snmp", encoding="utf-8").read()
+    except OSError as error:
+        raise RuntimeError(f"the sandbox has gone: {error}") from error
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("RetransSegs")])
+
+
+def serve(traffic, control, prefix=(), port=PORT):
     """Starts the server of all measurements, inside a sandbox if a prefix leads there."""
-    argv = [*prefix, *MANY, traffic, "serve", str(PORT), control]
+    argv = [*prefix, *MANY, traffic, "serve", str(port), control]
     server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if server.stdout.readline() != b"ready\n":
         raise RuntimeError(f"{' '.join(map(str, argv))} did not start: {server.stderr.read().decode()}")

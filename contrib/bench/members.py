@@ -9,10 +9,11 @@ Each subject joins two network namespaces, one pair per MTU, for the whole run:
 "send" goes from the first to the second, "recv" the other way. "cpu" is what the process between them spent, which is the
 figure that a busy machine changes least. "between CPUs" keeps the two ends on different ones; else the kernel often has
 both on one, where a veth wakes no other. "names" are questions for the other member's A record, at the server that the
-sandbox's resolv.conf names, with FLIGHT under way at any time. "run …" is from starting `tapway run` until its command,
-which does nothing else, has written a byte. Memory is proportional (PSS) with page tables, counted once, while nothing else
-of tapway runs: the network process of CROWD idle members, and the mean of their monitors, without and with the init that
-each has in its sandbox.
+sandbox's resolv.conf names, with FLIGHT under way at any time. "at once" is both members of a network beside each other,
+each with a server of its own on the host: the rate of the slower divided by that of the faster. "run …" is from starting
+`tapway run` until its command, which does nothing else, has written a byte. Memory is proportional (PSS) with page tables,
+counted once, while nothing else of tapway runs: the network process of CROWD idle members, and the mean of their monitors,
+without and with the init that each has in its sandbox.
 """
 
 import json
@@ -23,11 +24,14 @@ import subprocess
 import time
 
 from common import (
-    MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, sleeper, stage, wait_for, words
+    HOST4, MTUS, PORT, UNPRIVILEGED, comm, descendants, memory, processes, rounds, run, serve, set_congestion, sleeper, stage,
+    wait_for, words
 )
 
 #: Questions under way.
 FLIGHT = 32
+#: Servers on the host, one a member: port and where it tells its counts.
+HOSTS = [(PORT, "/mnt/control.host.0"), (PORT + 10, "/mnt/control.host.1")]
 #: Idle members whose memory is measured.
 CROWD = 50
 #: As tapway sets it (src/sandbox/netlink.rs); the kernel gives a veth the same, and a TAP half of it.
@@ -39,6 +43,7 @@ PROCESS = f"members memory: network of {CROWD}"
 MONITOR = f"members memory: a monitor of {CROWD}"
 INIT = f"members memory: a monitor of {CROWD} and its init"
 ACROSS = "members rtt between CPUs"
+SHARES = {f"members {kind} at once, share of the slower": kind for kind in ("send", "recv")}
 UP, STARTS = "members run on a network that is up", "members run that starts its network"
 #: Measurement, unit, bigger is better.
 UNITS = {
@@ -49,6 +54,7 @@ UNITS = {
     ACROSS: ("µs", False),
     "members connect+byte+close": ("µs", False),
     "members names": ("1/s", True),
+    **{name: ("of the faster", True) for name in SHARES},
     UP: ("ms", False),
     STARTS: ("ms", False),
 }
@@ -58,6 +64,7 @@ GOALS = [
     ("members rtt", "veth", 1.15),
     (ACROSS, "veth", 1.15),
     ("members names", None, 20000),
+    *((name, None, 0.8) for name in SHARES),
     (UP, None, 20),
     (STARTS, None, 60),
     (PROCESS, None, 20),
@@ -79,7 +86,7 @@ def popen(argv, **kw):
 class Pair:
     """Two namespaces joined by one subject: how to be in the first, and where the second is."""
 
-    def __init__(self, subject, mtu, programs):
+    def __init__(self, subject, mtu, programs, congestion):
         self.subject, self.mtu, self.programs = subject, mtu, programs
         self.control = f"/mnt/control.{subject}.{mtu}"
         if subject == "tapway":
@@ -99,6 +106,8 @@ class Pair:
             self.pids = [wait_for("a namespace", lambda p=p: sleeper(p, LOG)) for p in self.spaces]
             self.join()
             self.address = "198.18.0.2"
+        for side in (0, 1):
+            set_congestion(congestion, self.inside(side=side))
         self.server = serve(programs["traffic"], self.control, self.inside(side=1))
 
     def join(self):
@@ -163,12 +172,14 @@ class Members:
         self.samples.setdefault(name, {}).setdefault(subject, []).append(value)
 
     def setup(self):
-        stage()
+        stage(self.args.congestion)
+        if set(SHARES) & set(self.names):
+            self.hosts = [serve(self.programs["traffic"], counter, port=port) for port, counter in HOSTS]
         if {PROCESS, MONITOR, INIT} & set(self.names):
             self.crowd()
         wanted = {(s, mtu) for name in self.names for s in subjects(name, self.args.subjects) for mtu in mtus(name)}
         for subject, mtu in sorted(wanted):
-            self.pairs[subject, mtu] = Pair(subject, mtu, self.programs)
+            self.pairs[subject, mtu] = Pair(subject, mtu, self.programs, self.args.congestion)
         if {UP, STARTS} & set(self.names):
             for network in ("up", "starts"):
                 tapway(self.programs, "network", "create", network)
@@ -218,6 +229,8 @@ class Members:
 
             return measure
 
+        for name, kind in SHARES.items():
+            measures[name] = lambda _, kind=kind: self.at_once(kind)
         for mtu in MTUS:
             for kind in ("send", "recv"):
                 measures[f"members tcp {kind} {mtu} x1"] = bulk(mtu, kind)
@@ -245,6 +258,24 @@ class Members:
             os.sched_setaffinity(pair.server.pid, cpus)
         return done["us"]
 
+    def at_once(self, kind):
+        pair, seconds = self.pairs["tapway", MTUS[0]], max(1.0, self.args.seconds)
+
+        def client(side):
+            port, counter = HOSTS[side]
+            argv = [self.programs["traffic"], kind, HOST4, str(port), str(seconds), "1", *([counter] if kind == "send" else [])]
+            return popen(pair.inside(*argv, side=side), stdout=subprocess.PIPE)
+
+        rates = []
+        for process in [client(side) for side in (0, 1)]:
+            said, _ = process.communicate(timeout=seconds + 10)
+            if process.returncode != 0:
+                raise RuntimeError(f"a client ended with {process.returncode}: " + open(LOG, encoding="utf-8").read()[-300:])
+            rates.append(json.loads(said)["gbit_s"])
+        if not all(rates):
+            raise RuntimeError(f"nothing moved: {rates}")
+        return min(rates) / max(rates)
+
     def start(self, network):
         """Milliseconds until the command of a new member has written a byte."""
         if network == "starts":
@@ -256,7 +287,7 @@ class Members:
 
 def mtus(name):
     """Of the pairs that a measurement needs."""
-    if re.search("rtt|connect|names", name):
+    if re.search("rtt|connect|names|at once", name):
         return MTUS[:1]
     return [mtu for mtu in MTUS if f" {mtu} " in name]
 

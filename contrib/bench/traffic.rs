@@ -6,12 +6,14 @@
 //!                                                 counts on the UNIX socket
 //! bench-traffic send HOST PORT SECONDS STREAMS SOCKET     client to server;  Gbit/s, as the server counted
 //! bench-traffic recv HOST PORT SECONDS STREAMS    server to client;  Gbit/s, as we counted
-//! bench-traffic rtt HOST PORT SECONDS             one byte there and back; median µs
+//! bench-traffic rtt HOST PORT SECONDS             one byte there and back; median and 99th percentile, µs
 //! bench-traffic park HOST PORT COUNT              connections that carry 1 KiB each way, one after the other, and then rest until
 //!                                                 standard input ends; says when all do
 //! bench-traffic conn HOST PORT SECONDS CLIENTS    connect, one byte, close; median µs, and connections a second
 //! bench-traffic udp-send HOST PORT SECONDS SIZE SOCKET    datagrams a second that the server got, of those sent
 //! bench-traffic udp-recv HOST PORT SECONDS SIZE   datagrams a second that we got
+//! bench-traffic udp-lossless-send HOST PORT SIZE FLOWS SOCKET     the highest rate of datagrams with less than one in a
+//! bench-traffic udp-lossless-recv HOST PORT SIZE FLOWS SOCKET     thousand lost, over FLOWS sockets: paced.rs
 //! bench-traffic probe HOST PORT                   returns as soon as one byte went there and back
 //! bench-traffic names SERVER PORT SECONDS NAME ADDRESS FLIGHT     right answers a second to A questions for NAME, with
 //!                                                 FLIGHT of them under way at any time; ADDRESS is what is right
@@ -21,19 +23,22 @@
 //!
 //! Counts travel over a UNIX socket, beside the network: a helper that is busy or stuck cannot hold them up.
 //!
-//! Each client prints one line of JSON. Only the standard library is used and nothing is tuned: socket buffers and
-//! congestion control are the kernel's defaults, as they are for the programs of users.
+//! Each client prints one line of JSON. Nothing is tuned: socket buffers and congestion control are the kernel's defaults, as
+//! they are for the programs of users.
 
 #![allow(clippy::cast_precision_loss, reason = "counts become rates of four digits")]
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU64;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+mod paced;
 
 /// Bytes of one read or write of bulk traffic.
 const BLOCK: usize = 256 * 1024;
@@ -62,6 +67,12 @@ fn main() -> Result<()> {
             udp_send(at(host, port)?, span(seconds)?, number(size)?, &Counter::open(socket)?)
         }
         ["udp-recv", host, port, seconds, size] => udp_recv(at(host, port)?, span(seconds)?, number(size)?),
+        ["udp-lossless-send", host, port, size, flows, socket] => {
+            paced::send(at(host, port)?, number(size)?, number(flows)?, &Counter::open(socket)?)
+        }
+        ["udp-lossless-recv", host, port, size, flows, socket] => {
+            paced::recv(at(host, port)?, number(size)?, number(flows)?, &Counter::open(socket)?)
+        }
         ["probe", host, port] => probe(at(host, port)?),
         ["names", host, port, seconds, name, right, flight] => {
             names(at(host, port)?, span(seconds)?, name, number(right)?, number(flight)?)
@@ -93,9 +104,22 @@ fn at(host: &str, port: &str) -> Result<SocketAddr> {
 struct Received {
     datagrams: AtomicU64,
     bytes: AtomicU64,
+    /// Who asked for datagrams.
+    peers: Mutex<Vec<SocketAddr>>,
 }
 
-/// Asks a server what it has received.
+impl Received {
+    fn peers(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a client says on the UNIX socket.
+const COUNTS: u8 = b'?';
+const FORGET_PEERS: u8 = b'0';
+const PACE: u8 = b'P';
+
+/// Asks a server what it has received, and what to send.
 struct Counter(UnixStream);
 
 impl Counter {
@@ -105,10 +129,64 @@ impl Counter {
 
     /// Datagrams and bytes of streams.
     fn now(&self) -> Result<(u64, u64)> {
-        let mut answer = [[0; 8]; 2];
-        (&self.0).write_all(b"?")?;
-        (&self.0).read_exact(answer.as_flattened_mut())?;
-        Ok((u64::from_be_bytes(answer[0]), u64::from_be_bytes(answer[1])))
+        let [datagrams, bytes, _] = self.ask(&[COUNTS])?;
+        Ok((datagrams, bytes))
+    }
+
+    /// How many flows have asked for datagrams.
+    fn peers(&self) -> Result<u64> {
+        Ok(self.ask(&[COUNTS])?[2])
+    }
+
+    fn forget_peers(&self) -> Result<()> {
+        self.ask(&[FORGET_PEERS]).map(drop)
+    }
+
+    /// Has the server send to its peers in turn, `rate` datagrams a second; how many it sent, and the time that took.
+    fn pace(&self, rate: f64, span: Duration, size: usize) -> Result<(u64, Duration)> {
+        let wish = [rate.to_bits(), span.as_micros() as u64, size as u64];
+        let [sent, micros, _] = self.ask(&[&[PACE][..], wish.map(u64::to_be_bytes).as_flattened()].concat())?;
+        Ok((sent, Duration::from_micros(micros)))
+    }
+
+    /// Each question is answered by three numbers.
+    fn ask(&self, question: &[u8]) -> Result<[u64; 3]> {
+        (&self.0).write_all(question)?;
+        three(&self.0)
+    }
+}
+
+fn three(mut stream: &UnixStream) -> Result<[u64; 3]> {
+    let mut numbers = [[0; 8]; 3];
+    stream.read_exact(numbers.as_flattened_mut())?;
+    Ok(numbers.map(u64::from_be_bytes))
+}
+
+/// Answers one client of the UNIX socket until it leaves.
+fn serve_control(mut stream: &UnixStream, received: &Received, udp: &UdpSocket) -> Result<()> {
+    loop {
+        let mut wish = [0];
+        stream.read_exact(&mut wish)?;
+        let answer = match wish[0] {
+            PACE => {
+                let [rate, micros, size] = three(stream)?;
+                let (datagram, peers) = (vec![0; size.min(65_507) as usize], received.peers().clone());
+                let Some(turns) = NonZeroU64::new(peers.len() as u64) else { return Err(bad("nobody to send to")) };
+                // Errors are full buffers or a client that left; neither was sent.
+                let send = |n: u64| udp.send_to(&datagram, peers[(n % turns) as usize]).is_ok();
+                let (sent, took) = paced::pace(f64::from_bits(rate), Duration::from_micros(micros), send);
+                [sent, took.as_micros() as u64, 0]
+            }
+            FORGET_PEERS => {
+                received.peers().clear();
+                [0; 3]
+            }
+            _ => {
+                let peers = received.peers().len() as u64;
+                [received.datagrams.load(Ordering::SeqCst), received.bytes.load(Ordering::SeqCst), peers]
+            }
+        };
+        stream.write_all(answer.map(u64::to_be_bytes).as_flattened())?;
     }
 }
 
@@ -116,24 +194,18 @@ impl Counter {
 fn serve(port: u16, socket: &str) -> Result<()> {
     let received = Arc::new(Received::default());
     let control = UnixListener::bind(socket)?;
+    // The wildcard IPv6 address takes both families (`bindv6only` is 0 by default).
+    let udp = Arc::new(UdpSocket::bind(("::", port))?);
+    let (counter, socket) = (Arc::clone(&received), Arc::clone(&udp));
+    thread::spawn(move || serve_udp(&socket, &counter));
     let counter = Arc::clone(&received);
     thread::spawn(move || {
         loop {
-            let Ok((mut stream, _)) = control.accept() else { continue };
-            let received = Arc::clone(&counter);
-            thread::spawn(move || -> Result<()> {
-                loop {
-                    stream.read_exact(&mut [0])?;
-                    stream.write_all(&received.datagrams.load(Ordering::SeqCst).to_be_bytes())?;
-                    stream.write_all(&received.bytes.load(Ordering::SeqCst).to_be_bytes())?;
-                }
-            });
+            let Ok((stream, _)) = control.accept() else { continue };
+            let (received, udp) = (Arc::clone(&counter), Arc::clone(&udp));
+            thread::spawn(move || serve_control(&stream, &received, &udp));
         }
     });
-    // The wildcard IPv6 address takes both families (`bindv6only` is 0 by default).
-    let udp = UdpSocket::bind(("::", port))?;
-    let counter = Arc::clone(&received);
-    thread::spawn(move || serve_udp(&udp, &counter.datagrams));
     let short = TcpListener::bind(("::", port + 1))?;
     thread::spawn(move || {
         // One thread, no reads: the cost is the connection's, not the server's.
@@ -227,15 +299,24 @@ fn serve_one(mut stream: TcpStream, received: &Received) -> Result<()> {
     }
 }
 
-/// Counts datagrams; one that says `go MILLISECONDS SIZE` is answered with a flood of that length.
-fn serve_udp(socket: &UdpSocket, datagrams: &AtomicU64) {
+/// Counts datagrams; one that says `go MILLISECONDS SIZE` is answered with a flood of that length, and who says `here` becomes
+/// a peer and hears the same.
+fn serve_udp(socket: &UdpSocket, received: &Received) {
     let mut bytes = vec![0; 65_536];
     loop {
         let Ok((n, peer)) = socket.recv_from(&mut bytes) else { continue };
-        let text = std::str::from_utf8(&bytes[..n.min(40)]).unwrap_or_default();
-        let wish: Vec<&str> = text.split(' ').collect();
-        let &["go", ms, size] = &wish[..] else {
-            datagrams.fetch_add(1, Ordering::SeqCst);
+        let text = if n <= 40 { std::str::from_utf8(&bytes[..n]).unwrap_or_default() } else { "" };
+        if text.as_bytes() == paced::HERE {
+            let mut peers = received.peers();
+            if !peers.contains(&peer) {
+                peers.push(peer);
+            }
+            let _ = socket.send_to(paced::HERE, peer);
+            continue;
+        }
+        let Some([ms, size]) = text.strip_prefix("go ").map(|t| t.split_once(' ').map_or([t, ""], <[_; 2]>::from))
+        else {
+            received.datagrams.fetch_add(1, Ordering::SeqCst);
             continue;
         };
         let (Ok(ms), Ok(size)) = (ms.parse(), size.parse::<usize>()) else { continue };
@@ -314,8 +395,12 @@ fn in_threads<I: Send, T: Send>(items: Vec<I>, one: impl Fn(I) -> Result<T> + Sy
 }
 
 fn median_us(times: &mut [Duration]) -> f64 {
+    percentile_us(times, 50)
+}
+
+fn percentile_us(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
-    times.get(times.len() / 2).map_or(f64::NAN, |t| t.as_secs_f64() * 1e6)
+    times.get(times.len() * percent / 100).map_or(f64::NAN, |t| t.as_secs_f64() * 1e6)
 }
 
 fn rtt(to: SocketAddr, span: Duration) -> Result<()> {
@@ -328,7 +413,8 @@ fn rtt(to: SocketAddr, span: Duration) -> Result<()> {
         stream.read_exact(&mut [0])?;
         times.push(sent.elapsed());
     }
-    println!("{{\"us\": {:.2}, \"count\": {}}}", median_us(&mut times), times.len());
+    let [median, worst] = [50, 99].map(|percent| percentile_us(&mut times, percent));
+    println!("{{\"us\": {median:.2}, \"p99_us\": {worst:.2}, \"count\": {}}}", times.len());
     Ok(())
 }
 

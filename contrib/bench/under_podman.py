@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import time
 
-from common import HOST4, PORT, rounds, run, serve
+from common import HOST4, PORT, rounds, run, serve, set_congestion
 
 HELPERS = ("slirp4netns", "tapway")
 HOME = "/mnt/home"
@@ -41,6 +41,10 @@ def files(root):
     return [root / "tests/clients/machine.sh", root / "tests/clients/image.sh", root / "contrib/containers/containers.conf"]
 
 
+def subjects(name, wanted):
+    return [h for h in HELPERS if h in wanted]
+
+
 def user(*argv, **kw):
     env = {**os.environ, "HOME": HOME, "XDG_RUNTIME_DIR": "/run/user/1000", "TMPDIR": "/var/tmp"}
     return run(*USER, *argv, cwd=HOME, env=env, **kw)
@@ -51,8 +55,8 @@ def podman(helper, *argv, **kw):
 
 
 class UnderPodman:
-    def __init__(self, helpers, seconds):
-        self.helpers, self.seconds = helpers, seconds
+    def __init__(self, helpers, seconds, congestion):
+        self.helpers, self.seconds, self.congestion = helpers, seconds, congestion
         self.pids, self.servers = {}, []
 
     def setup(self, scratch):
@@ -71,6 +75,7 @@ class UnderPodman:
             ip link set lo up
             ip link add up0 type veth peer name peer0 && ip link set peer0 up
             ip addr add {HOST4}/24 dev up0; ip link set up0 up; ip route add default via 198.51.100.1""")
+        set_congestion(self.congestion)
         self.serve([], "host")
         user("sh", "-c", image)
         user("podman", "import", "-q", "box.tar", "box")
@@ -79,6 +84,7 @@ class UnderPodman:
             network = "--network=slirp4netns:port_handler=slirp4netns"
             podman(helper, "run", "-d", "--name", helper, network, *ports, "box", "sleep", "1000000")
             self.pids[helper] = podman(helper, "inspect", "-f", "{{.State.Pid}}", helper).strip()
+            set_congestion(self.congestion, self.inside(helper))
             self.serve(self.inside(helper), helper)
 
     def serve(self, prefix, name):
@@ -109,8 +115,8 @@ class UnderPodman:
 
 def measure(args, names):
     """The samples and failures of these measurements."""
-    helpers = [h for h in HELPERS if h in args.subjects]
-    bench = UnderPodman(helpers, args.seconds)
+    helpers = subjects("", args.subjects)
+    bench = UnderPodman(helpers, args.seconds, args.congestion)
     bench.setup(args.inner)
     samples, failures = {name: {h: [] for h in helpers} for name in names}, {}
 

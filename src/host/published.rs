@@ -1,7 +1,7 @@
 //! Published ports: sockets of the host that stand for a port of the guest. And ports of our own, which lead nowhere else.
 //!
 //! TCP sockets listen from here on: connections that come before the data plane is there wait in the backlog. They carry
-//! SO_LINGER {1, 0}, which accepted sockets inherit: a death is a reset and never a clean end (see the architecture).
+//! what `host::stream` wants of every socket, which accepted ones inherit, SO_LINGER {1, 0} among it: a death is a reset and never a clean end (see the architecture).
 //! UDP sockets tell each datagram's destination (PKTINFO), so that replies leave from the address that the client used.
 //! An IPv6 socket is for IPv6 alone, so that both families of a port are had or refused one by one.
 //!
@@ -11,12 +11,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
+use super::stream;
 use crate::network::config::{Listener, Proto};
 
 /// Connections that wait for the data plane; the kernel caps it at net.core.somaxconn.
@@ -132,7 +132,7 @@ fn open((host, port, proto): (IpAddr, u16, Proto), backlog: i32, reset: bool) ->
         // Connections of a predecessor in TIME-WAIT do not hold the port; a live listener still does.
         socket.set_reuse_address(true)?;
         if reset {
-            socket.set_linger(Some(Duration::ZERO))?;
+            stream::prepare(socket.as_fd());
         }
     } else if host.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!((listener.guest_addr, listener.guest_port), (None, 80));
         assert_ne!(listener.host_port, 0);
         let socket = socket2::SockRef::from(&fd);
-        assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+        assert_eq!(socket.linger().unwrap(), Some(std::time::Duration::ZERO));
         assert!(socket.nonblocking().unwrap());
     }
 

@@ -2,16 +2,23 @@
 //!
 //! Each carries SO_LINGER{1,0} from birth, cleared only when both directions have ended in order: if this process dies,
 //! its peers see a reset, and a cut stream never looks complete. TCP_NODELAY because the guest's kernel has done its own
-//! batching; TCP_NOTSENT_LOWAT so that a slow uplink's queue stays in the guest's view instead of hiding megabytes here.
+//! batching; TCP_NOTSENT_LOWAT, once it has carried something, so that a slow uplink's queue stays in the guest's view instead of
+//! hiding megabytes here. Accepted sockets have them from their listener.
+//!
+//! **Pacing.** Where the host's congestion control paces what it sends (bbr, net/ipv4/tcp_bbr.c), a connection to the host itself is
+//! taken out of it: there is no queue on the way that pacing could spare, and its timer (on a virtual machine an exit to the
+//! hypervisor for each burst) was a quarter of all time in bulk from the guest. Connections to elsewhere keep the host's choice.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage};
-use nix::sys::socket::{accept4, connect, recv, send, shutdown, socket};
+use nix::sys::socket::{accept4, connect, getsockopt, recv, send, setsockopt, shutdown, socket, sockopt};
 use socket2::SockRef;
 
 use crate::stack::tcp::ConnectFailure;
@@ -34,7 +41,8 @@ pub enum Connect {
     NoSocket(Errno),
 }
 
-/// Options that every host socket of a flow carries.
+/// Options that every host socket of a flow carries, set at it or at the listener that it is accepted from (`sk_clone_lock`,
+/// net/core/sock.c, copies them).
 pub fn prepare(fd: BorrowedFd<'_>) {
     let socket = SockRef::from(&fd);
     // Failing, any of these leaves a working connection.
@@ -42,6 +50,10 @@ pub fn prepare(fd: BorrowedFd<'_>) {
     let _ = socket.set_tcp_nodelay(true);
     // Urgent bytes stay in the stream; the guest is not told of them, but loses none.
     let _ = socket.set_out_of_band_inline(true);
+}
+
+/// Bounds what waits in the kernel of a socket that carries more than a word.
+pub fn bound_queue(fd: BorrowedFd<'_>) {
     let _ = sys::msg::set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, NOTSENT_LOWAT);
 }
 
@@ -62,11 +74,32 @@ pub fn start(target: SocketAddr, source: Option<IpAddr>) -> Connect {
     {
         return Connect::Failed(failure(error.raw_os_error().unwrap_or(0)));
     }
-    match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(target)) {
+    if target.ip().is_loopback() && is_paced(fd.as_fd()) {
+        // The one algorithm that every kernel has and every process may choose (net/ipv4/tcp_cong.c).
+        let _ = setsockopt(&fd, sockopt::TcpCongestion, &OsString::from("reno"));
+    }
+    let (raw, to) = (std::os::fd::AsRawFd::as_raw_fd(&fd), SockaddrStorage::from(target));
+    match connect(raw, &to) {
         Ok(()) => Connect::Done(fd),
+        // This machine has answered itself before connect() returned; asking once is cheaper than epoll.
+        Err(Errno::EINPROGRESS) if target.ip().is_loopback() => match connect(raw, &to) {
+            Ok(()) | Err(Errno::EISCONN) => Connect::Done(fd),
+            Err(Errno::EALREADY | Errno::EINTR) => Connect::Pending(fd),
+            Err(errno) => Connect::Failed(failure(errno as i32)),
+        },
         Err(Errno::EINPROGRESS | Errno::EINTR) => Connect::Pending(fd),
         Err(errno) => Connect::Failed(failure(errno as i32)),
     }
+}
+
+/// Whether the host's own congestion control paces, as a new socket tells. It is asked once: another choice of the host's while
+/// this process runs costs time and nothing else.
+fn is_paced(fd: BorrowedFd<'_>) -> bool {
+    static PACED: OnceLock<bool> = OnceLock::new();
+    *PACED.get_or_init(|| {
+        let name = getsockopt(&fd, sockopt::TcpCongestion).unwrap_or_default();
+        name.as_encoded_bytes().starts_with(b"bbr")
+    })
 }
 
 /// What became of a pending connect.
@@ -91,11 +124,10 @@ pub fn failure(errno: i32) -> ConnectFailure {
     }
 }
 
-/// Accepts one connection.
+/// Accepts one connection of a listener that was prepared.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
     let raw = accept4(std::os::fd::AsRawFd::as_raw_fd(&listener), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)?;
     let fd = sys::fd::adopt(raw);
-    prepare(fd.as_fd());
     // Gone already (reset between handshake and accept): as if it had never come.
     let client = SockRef::from(&fd).peer_addr()?;
     let client = client.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
@@ -149,6 +181,35 @@ pub fn keep_alive(fd: BorrowedFd<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_listener_has_its_connections_have() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        prepare(listener.as_fd());
+        let connected = start(listener.local_addr().unwrap(), None);
+        let Connect::Done(client) = connected else { panic!("the host itself answers at once: {connected:?}") };
+        let (server, _) = accept(listener.as_fd()).unwrap();
+        for fd in [client.as_fd(), server.as_fd()] {
+            let socket = SockRef::from(&fd);
+            assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO));
+            assert!(socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap());
+        }
+    }
+
+    #[test]
+    fn nothing_to_the_host_itself_is_paced() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let Connect::Done(fd) = start(listener.local_addr().unwrap(), None) else { panic!("it listens") };
+        let name = getsockopt(&fd, sockopt::TcpCongestion).unwrap();
+        assert!(!name.as_encoded_bytes().starts_with(b"bbr"), "{name:?}");
+    }
+
+    #[test]
+    fn nobody_listens_on_the_host() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refused = start(free, None);
+        assert!(matches!(refused, Connect::Failed(ConnectFailure::Refused)), "{refused:?}");
+    }
 
     #[test]
     fn a_source_that_is_none_of_ours_reaches_no_network() {

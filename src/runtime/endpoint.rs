@@ -44,6 +44,10 @@ const DATAGRAM_BUDGET: usize = 64;
 const ACCEPT_BUDGET: usize = 64;
 /// Free ring space worth waking up for: a quarter of a small ring.
 const ROOM_LOWAT: usize = 16 * 1024;
+/// A host socket that takes this much at once, or is full, carries bulk: what waits in it is bounded from then on.
+const BOUND_FROM: usize = 32 * 1024;
+/// What is asked of epoll to hear of input: with the end of file, which is read with what comes before it.
+const INPUT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 /// How long a listener rests when descriptors run out.
 const LISTENER_REST: Duration = Duration::from_millis(100);
 
@@ -310,10 +314,12 @@ impl Endpoint {
             shut: false,
             eof: false,
             hung: false,
+            ending: false,
+            bounded: false,
             interest: None,
         };
         self.sockets.tcp.put(flow, socket);
-        let wanted = if connecting { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+        let wanted = if connecting { EpollFlags::EPOLLOUT } else { INPUT };
         self.sockets.set_tcp_interest(flow, Some(wanted));
     }
 
@@ -324,7 +330,7 @@ impl Endpoint {
                 Ok(()) => {
                     socket.connecting = false;
                     socket.writable = true;
-                    self.sockets.set_tcp_interest(flow, Some(EpollFlags::EPOLLIN));
+                    self.sockets.set_tcp_interest(flow, Some(INPUT));
                     self.stack.handle_tcp_connected(flow, now);
                 }
                 Err(failure) => {
@@ -344,6 +350,7 @@ impl Endpoint {
         }
         if flags.contains(EpollFlags::EPOLLIN) {
             socket.readable = true;
+            socket.ending |= flags.contains(EpollFlags::EPOLLRDHUP);
         }
         if flags.contains(EpollFlags::EPOLLOUT) {
             socket.writable = true;
@@ -354,6 +361,7 @@ impl Endpoint {
     /// Moves the bytes of one flow both ways, then lets the stack send.
     fn serve(&mut self, flow: Id, now: Instant) {
         let Self { stack, sockets, .. } = self;
+        let share = sockets.share;
         let Some(socket) = sockets.tcp.get_mut(flow) else {
             stack.finish_tcp(flow, now, sockets);
             return;
@@ -380,6 +388,10 @@ impl Endpoint {
             if taken < offered {
                 socket.writable = false;
             }
+            if (taken >= BOUND_FROM || taken < offered) && !socket.bounded {
+                socket.bounded = true;
+                stream::bound_queue(fd);
+            }
             ready.from_guest -= taken;
             if taken == 0 {
                 break;
@@ -395,7 +407,7 @@ impl Endpoint {
             }
         }
         // Nobody calls again for one that hung up, unless the guest makes room.
-        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET };
+        let mut budget = if socket.hung { usize::MAX } else { HOST_BUDGET.min(share) };
         while !broken && socket.readable && !socket.eof && ready.to_guest_room > 0 && budget > 0 {
             let mut room_len = 0;
             let mut ended = false;
@@ -421,13 +433,14 @@ impl Endpoint {
                 stack.handle_host_eof(flow);
             }
             if filled < room_len && !ended && !broken {
-                if filled > 0 && socket.hung {
-                    // It hung up: epoll is not asked again, and the end of file comes next.
+                if filled > 0 && (socket.hung || socket.ending) {
+                    // The end of file comes next: it goes to the guest with these bytes.
                     continue;
                 }
                 // A short read has emptied the socket; level-triggered epoll tells of more.
                 socket.readable = false;
                 socket.hung = false;
+                socket.ending = false;
             }
         }
         if broken {
@@ -442,9 +455,14 @@ impl Endpoint {
         let ready = self.stack.tcp_readiness(flow);
         let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
         let mut wanted = EpollFlags::empty();
-        // Input that is known to wait is read when the guest makes room; watching it would only spin.
-        if !socket.eof && ready.wants_host_data && (ready.to_guest_room >= ROOM_LOWAT || !socket.readable) {
-            wanted |= EpollFlags::EPOLLIN;
+        // Its socket is closed in this turn, which takes it out.
+        if !ready.live {
+            return;
+        }
+        // Input that is known to wait is read when the guest makes room; watching it would only spin. Input that is not known
+        // to wait is watched even where it is not wanted yet (the guest's part of the handshake): it seldom comes so early.
+        if !socket.eof && (!socket.readable || (ready.wants_host_data && ready.to_guest_room >= ROOM_LOWAT)) {
+            wanted |= INPUT;
         }
         if ready.from_guest > 0 && !socket.writable {
             wanted |= EpollFlags::EPOLLOUT;

@@ -113,7 +113,6 @@ pub fn network_process(conn: OwnedFd) -> ExitCode {
 }
 
 fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
-    crate::sys::memory::return_large_blocks();
     let text = crate::sys::memory::Text::find();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
@@ -140,7 +139,6 @@ pub fn standalone(
     confinement: BTreeMap<String, String>,
     ready: impl FnOnce(),
 ) -> Result<End, RuntimeError> {
-    crate::sys::memory::return_large_blocks();
     let (engine, mut control) = engine::build(attached, Supervisor::Caller { host_dns })?;
     control.set_confinement(confinement);
     // The caller ends the process, with what it has to tidy up and its exit code.

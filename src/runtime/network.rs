@@ -94,7 +94,6 @@ pub fn shared_network_process(listener: OwnedFd, reads: Option<OwnedFd>, config:
 }
 
 fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -> Result<(), RuntimeError> {
-    crate::sys::memory::return_large_blocks();
     let text = crate::sys::memory::Text::find();
     let user = nix::unistd::geteuid();
     // Before a byte of anybody's is read, and while there is one thread.

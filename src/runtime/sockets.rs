@@ -23,7 +23,7 @@ use super::control::DnsQuery;
 use crate::host::datagram::Datagram;
 use crate::host::echo::Echo;
 use crate::link::tap::Tap;
-use crate::network::config::{EndpointConfig, Listener};
+use crate::network::config::{EndpointConfig, Listener, Proto};
 use crate::stack::arena::Id;
 use crate::stack::fault::Faults;
 use crate::stack::ledger::Traffic;
@@ -159,6 +159,10 @@ pub struct TcpSocket {
     pub eof: bool,
     /// The connection is over in both directions, though bytes may wait: epoll would report it without end.
     pub hung: bool,
+    /// Its end of file waits behind what is to be read: epoll tells of it once.
+    pub ending: bool,
+    /// Bytes that it was given are many enough for its queue to be bounded.
+    pub bounded: bool,
     /// What epoll watches; `None`: not registered.
     pub interest: Option<EpollFlags>,
 }
@@ -222,6 +226,10 @@ pub struct Sockets {
     pub tap: Tap,
     /// Frames, vnet header left out, that crossed the TAP.
     pub crossed: Traffic,
+    /// Frames that the guest had been given when its TAP was last read.
+    pub given: u64,
+    /// Bytes that one host socket may give this turn, beside its own bound.
+    pub share: usize,
     /// Readiness, of all endpoints.
     pub epoll: Arc<Epoll>,
     /// TCP flows.
@@ -270,6 +278,8 @@ impl Sockets {
             endpoint,
             tap,
             crossed: Traffic::default(),
+            given: 0,
+            share: usize::MAX,
             epoll,
             tcp: Slots::new(),
             udp: Slots::new(),
@@ -343,8 +353,9 @@ impl Sockets {
 
     /// Takes a published port in, under a number that no other ever had.
     pub fn add_listener(&mut self, number: usize, spec: Listener, fd: OwnedFd) -> io::Result<()> {
-        if spec.proto == crate::network::config::Proto::Udp {
-            crate::host::datagram::prepare_published(fd.as_fd(), spec.host_addr.is_ipv6());
+        match spec.proto {
+            Proto::Udp => crate::host::datagram::prepare_published(fd.as_fd(), spec.host_addr.is_ipv6()),
+            Proto::Tcp => crate::host::stream::prepare(fd.as_fd()),
         }
         self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Listener(number)).encode()))?;
         self.listeners.insert(number, PublishedPort { spec, fd, paused: false });

@@ -17,7 +17,7 @@
 //! **Refusals.** Each has a [`DropReason`] and a counter; nothing is dropped without one.
 //!
 //! **Order.** A flow's frames go through one stack in the order of the TAP. There is one thread, no lock, and per frame
-//! no allocation, clock call or scan over flows.
+//! no allocation, clock call or scan over flows (`contrib/bench/frames` counts).
 
 pub mod arena;
 pub mod census;
@@ -297,6 +297,11 @@ impl Stack {
     /// What can be moved for a flow now.
     pub fn tcp_readiness(&self, flow: Id) -> TcpReadiness {
         self.tcp.readiness(flow)
+    }
+
+    /// See [`Tcp::rests`].
+    pub fn tcp_rests(&self, flow: Id) -> bool {
+        self.tcp.rests(flow)
     }
 
     /// See [`Tcp::lend_from_guest`].

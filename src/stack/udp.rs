@@ -10,7 +10,10 @@
 //! **Time.** A mapping lives for [`IDLE`] after the last datagram, [`IDLE_STREAM`] once it was answered after more than
 //! [`STREAM_AGE`], [`IDLE_DNS`] if it only ever asked port 53.
 //!
-//! **Limits.** `max_mappings` and `max_pairs`; the one idle for longest gives way and is counted. Each unbound UDP socket
+//! Many that end at once end in turns of at most [`EXPIRE_BATCH`]; `next_timeout` is due again until all have.
+//!
+//! **Limits.** `max_mappings` and `max_pairs`; of the same kind the one idle for longest gives way and is counted
+//! (where more than [`EXPIRE_BATCH`] have moved since their timers were set, that of so many). Each unbound UDP socket
 //! takes one of the host's 28 232 ephemeral ports, hence the low default.
 
 use std::collections::HashMap;
@@ -34,6 +37,9 @@ pub const IDLE_STREAM: Duration = Duration::from_secs(300);
 pub const STREAM_AGE: Duration = Duration::from_secs(2);
 /// RFC 4787, REQ-5 lets well-known ports be shorter; a resolver's longest wait is 30 s (resolv.conf(5), RES_MAXRETRANS).
 pub const IDLE_DNS: Duration = Duration::from_secs(30);
+/// Timers looked at in one call. Each may close a socket and tell of a flow: a few microseconds, and so well below the
+/// millisecond that frames may wait for.
+pub const EXPIRE_BATCH: usize = 64;
 /// Gateway ports that a mapping remembers, to show answers from the host itself as the gateway's.
 const ALIAS_PORTS: usize = 8;
 
@@ -116,6 +122,10 @@ struct Pair {
 }
 
 impl Pair {
+    fn expires(&self) -> Instant {
+        self.last + if self.last > self.since + STREAM_AGE { IDLE_STREAM } else { IDLE }
+    }
+
     fn record(&self, id: Id, closed: bool) -> FlowRecord {
         let state = match self.traffic.from_guest_packets {
             _ if closed => FlowState::Closed,
@@ -136,7 +146,8 @@ impl Pair {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a timer is of.
+#[derive(Clone, Copy, Debug)]
 enum Owner {
     Mapping(Id),
     Pair(Id),
@@ -166,7 +177,8 @@ pub struct Udp {
     pairs: Arena<Pair>,
     by_key: HashMap<FlowKey, Id, FixedState>,
     by_client: HashMap<(usize, SocketAddr, IpAddr), Id, FixedState>,
-    deadlines: Deadlines<Owner>,
+    mapping_timers: Deadlines<Id>,
+    pair_timers: Deadlines<Id>,
     closed: Vec<Id>,
     limits: UdpLimits,
     stand_ins: StandIns,
@@ -186,7 +198,8 @@ impl Udp {
             pairs: Arena::default(),
             by_key: HashMap::with_hasher(hash.clone()),
             by_client: HashMap::with_hasher(hash),
-            deadlines: Deadlines::default(),
+            mapping_timers: Deadlines::default(),
+            pair_timers: Deadlines::default(),
             closed: Vec::new(),
             limits,
             stand_ins: StandIns::new(seed),
@@ -207,46 +220,72 @@ impl Udp {
 
     /// When to call [`Udp::handle_timeout`].
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.deadlines.next()
+        [self.mapping_timers.next(), self.pair_timers.next()].into_iter().flatten().min()
     }
 
-    /// Ends what has been idle for too long.
+    /// Ends what has been idle for too long, or the first of it: then [`Udp::next_timeout`] stays due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some((at, owner)) = self.deadlines.pop_due(now) {
-            self.expire(owner, at, now, false);
+        for _ in 0..EXPIRE_BATCH {
+            let (at, owner) = if let Some((at, id)) = self.mapping_timers.pop_due(now) {
+                (at, Owner::Mapping(id))
+            } else if let Some((at, id)) = self.pair_timers.pop_due(now) {
+                (at, Owner::Pair(id))
+            } else {
+                return;
+            };
+            self.expire(owner, at, now);
         }
     }
 
-    /// Handles one popped timer; true if something ended.
-    fn expire(&mut self, owner: Owner, at: Instant, now: Instant, force: bool) -> bool {
-        match owner {
+    /// Handles one popped timer: ends what is due, and arms anew what has moved since.
+    fn expire(&mut self, owner: Owner, at: Instant, now: Instant) {
+        let Some(expires) = self.take_timer(owner, at) else { return };
+        if expires <= now {
+            self.end(owner);
+        } else {
+            self.arm(owner, expires);
+        }
+    }
+
+    /// Whether a popped timer is its owner's; then the owner has none, and this is when it expires.
+    fn take_timer(&mut self, owner: Owner, at: Instant) -> Option<Instant> {
+        let (armed, expires) = match owner {
             Owner::Mapping(id) => {
-                let Some(mapping) = self.mappings.get_mut(id) else { return false };
-                if mapping.armed != Some(at) {
-                    return false;
-                }
-                mapping.armed = None;
+                let mapping = self.mappings.get_mut(id)?;
                 let expires = mapping.expires();
-                // Forced: the heap's earliest entry is up to date, so nothing has been idle for longer.
-                if expires > now && !(force && expires <= at) {
-                    self.deadlines.arm(owner, expires, &mut mapping.armed);
-                    return false;
-                }
-                self.end_mapping(id)
+                (&mut mapping.armed, expires)
             }
             Owner::Pair(id) => {
-                let Some(pair) = self.pairs.get_mut(id) else { return false };
-                if pair.armed != Some(at) {
-                    return false;
-                }
-                pair.armed = None;
-                let expires = pair.last + if pair.last > pair.since + STREAM_AGE { IDLE_STREAM } else { IDLE };
-                if expires > now && !(force && expires <= at) {
-                    self.deadlines.arm(owner, expires, &mut pair.armed);
-                    return false;
-                }
-                self.end_pair(id)
+                let pair = self.pairs.get_mut(id)?;
+                let expires = pair.expires();
+                (&mut pair.armed, expires)
             }
+        };
+        (*armed == Some(at)).then(|| {
+            *armed = None;
+            expires
+        })
+    }
+
+    fn arm(&mut self, owner: Owner, at: Instant) {
+        match owner {
+            Owner::Mapping(id) => {
+                if let Some(mapping) = self.mappings.get_mut(id) {
+                    self.mapping_timers.arm(id, at, &mut mapping.armed);
+                }
+            }
+            Owner::Pair(id) => {
+                if let Some(pair) = self.pairs.get_mut(id) {
+                    self.pair_timers.arm(id, at, &mut pair.armed);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, owner: Owner) -> bool {
+        match owner {
+            Owner::Mapping(id) => self.end_mapping(id),
+            Owner::Pair(id) => self.end_pair(id),
         }
     }
 
@@ -297,13 +336,35 @@ impl Udp {
         ledger.forget_port(listener);
     }
 
-    /// Makes room by ending the oldest idle entry. Amortised: each entry that moved later is re-armed once.
-    fn evict(&mut self, now: Instant) {
-        while let Some((at, owner)) = self.deadlines.pop_earliest() {
-            if self.expire(owner, at, now, true) {
-                self.evicted += 1;
-                return;
+    /// Makes room for one more `of` them by ending what expires first. The earliest timer that is up to date is that; those
+    /// before it are armed anew. After [`EXPIRE_BATCH`] that were not, the first to expire of these gives way.
+    fn evict(&mut self, of: Kind) {
+        let mut first: Option<(Instant, Owner)> = None;
+        let mut moved = 0;
+        while moved < EXPIRE_BATCH {
+            let popped = match of {
+                Kind::Udp => self.mapping_timers.pop_earliest().map(|(at, id)| (at, Owner::Mapping(id))),
+                _ => self.pair_timers.pop_earliest().map(|(at, id)| (at, Owner::Pair(id))),
+            };
+            let Some((at, owner)) = popped else { break };
+            // Of one that has ended; its entry is gone with this.
+            let Some(expires) = self.take_timer(owner, at) else { continue };
+            moved += 1;
+            let later = match first {
+                Some((earliest, _)) if earliest <= expires => Some((expires, owner)),
+                _ => first.replace((expires, owner)),
+            };
+            if let Some((expires, owner)) = later {
+                self.arm(owner, expires);
             }
+            if expires <= at {
+                break;
+            }
+        }
+        if let Some((_, owner)) = first
+            && self.end(owner)
+        {
+            self.evicted += 1;
         }
     }
 
@@ -342,12 +403,8 @@ impl Udp {
     }
 
     fn new_mapping(&mut self, now: Instant, guest: SocketAddr, peer: (SocketAddr, SocketAddr)) -> Id {
-        while self.mappings.len() >= self.limits.max_mappings {
-            let before = self.mappings.len();
-            self.evict(now);
-            if self.mappings.len() == before && self.deadlines.next().is_none() {
-                break;
-            }
+        if self.mappings.len() >= self.limits.max_mappings {
+            self.evict(Kind::Udp);
         }
         let id = self.mappings.insert(Mapping {
             guest,
@@ -364,7 +421,7 @@ impl Udp {
         self.by_guest.insert(guest, id);
         if let Some(mapping) = self.mappings.get_mut(id) {
             // Armed for the shortest life; moved later when it pops.
-            self.deadlines.arm(Owner::Mapping(id), now + IDLE_DNS, &mut mapping.armed);
+            self.mapping_timers.arm(id, now + IDLE_DNS, &mut mapping.armed);
             self.ledger.opened(|| mapping.record(id, false));
         }
         id
@@ -414,12 +471,11 @@ impl Udp {
             self.ledger.add(Some(pair.port), size);
             return Ok(pair.key);
         }
-        while self.pairs.len() >= self.limits.max_pairs {
-            let before = self.pairs.len();
-            self.evict(now);
-            if self.pairs.len() == before && self.deadlines.next().is_none() {
-                return Err(DropReason::TableFull);
-            }
+        if self.pairs.len() >= self.limits.max_pairs {
+            self.evict(Kind::UdpPublished);
+        }
+        if self.pairs.len() >= self.limits.max_pairs {
+            return Err(DropReason::TableFull);
         }
         let key = shown
             .map(|guest| FlowKey::new(guest, client))
@@ -434,7 +490,7 @@ impl Udp {
         self.by_key.insert(key, id);
         self.by_client.insert((listener, client, local), id);
         if let Some(pair) = self.pairs.get_mut(id) {
-            self.deadlines.arm(Owner::Pair(id), now + IDLE, &mut pair.armed);
+            self.pair_timers.arm(id, now + IDLE, &mut pair.armed);
             self.ledger.opened(|| pair.record(id, false));
         }
         Ok(key)
@@ -509,6 +565,27 @@ mod tests {
         let (UdpVia::Mapping { id: a }, UdpVia::Mapping { id: b }) = (a, b) else { panic!() };
         assert_eq!(udp.poll_closed(), Some(b));
         assert!(udp.route_error(a, at("192.0.2.1:9"), None).is_some());
+    }
+
+    #[test]
+    fn mappings_and_published_pairs_do_not_take_each_others_room() {
+        let mut udp = Udp::new(UdpLimits { max_mappings: 2, max_pairs: 2 }, 1);
+        let (guest, here) = (at("10.0.2.100:53"), "192.0.2.7".parse().unwrap());
+        let client = |n: u16| SocketAddr::new(IpAddr::from([198, 51, 100, 1]), n);
+        let published = |udp: &mut Udp, now, n| {
+            udp.route_published(Instant::from_secs(now), (0, client(n), here), Some(guest), None, &ONE).unwrap()
+        };
+        published(&mut udp, 0, 1);
+        let second = published(&mut udp, 1, 2);
+        for n in 1..50 {
+            out(&mut udp, 1 + n, &format!("10.0.2.100:{}", 1000 + n), "192.0.2.1:9");
+        }
+        assert_eq!((udp.len(), udp.evicted), ((2, 2), 47), "a guest that asks much keeps its clients");
+        // The third client takes the place of the first, the older one.
+        published(&mut udp, 60, 3);
+        assert_eq!((udp.len(), udp.evicted), ((2, 2), 48));
+        assert_eq!(published(&mut udp, 61, 2), second);
+        assert_eq!(udp.evicted, 48);
     }
 
     #[test]

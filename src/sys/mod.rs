@@ -4,6 +4,7 @@
 //! `BorrowedFd`, a value or an errno.
 #![allow(unsafe_code)]
 
+pub mod allocator;
 pub mod epoll;
 pub mod fd;
 pub mod memory;

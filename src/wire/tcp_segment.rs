@@ -4,6 +4,8 @@
 //! numbers that grow per 4-tuple), the guest's MSS (so that smoltcp may build super-frames). Checksums are not touched:
 //! towards smoltcp they are not looked at, towards the guest they are written last.
 
+use std::ops::Range;
+
 /// Bytes of a TCP header without options.
 pub const TCP_HDR_LEN: usize = 20;
 /// Offset of the checksum in the header.
@@ -105,26 +107,31 @@ impl<'a> Segment<'a> {
         self.bytes
     }
 
-    /// Reads the MSS option and, if `replace` is given, overwrites it. `None` where the option is absent or the option
-    /// list is broken.
-    pub fn mss(&mut self, replace: Option<u16>) -> Option<u16> {
+    /// Window field, as it is (not scaled).
+    pub fn window(&self) -> u16 {
+        u16::from_be_bytes([self.bytes[14], self.bytes[15]])
+    }
+
+    /// Sets the window field.
+    pub fn set_window(&mut self, window: u16) {
+        self.bytes[14..16].copy_from_slice(&window.to_be_bytes());
+    }
+
+    /// Where the value of an option of this kind and whole length is. `None` where it is absent or the list is broken.
+    fn option(&self, kind: u8, whole: usize) -> Option<Range<usize>> {
         let end = self.header_len();
         let mut at = TCP_HDR_LEN;
         while at < end {
             match self.bytes[at] {
                 0 => return None,
                 1 => at += 1,
-                kind => {
+                found => {
                     let len = usize::from(*self.bytes[..end].get(at + 1)?);
                     if len < 2 || at + len > end {
                         return None;
                     }
-                    if kind == 2 && len == 4 {
-                        let mss = u16::from_be_bytes([self.bytes[at + 2], self.bytes[at + 3]]);
-                        if let Some(new) = replace {
-                            self.bytes[at + 2..at + 4].copy_from_slice(&new.to_be_bytes());
-                        }
-                        return Some(mss);
+                    if found == kind && len == whole {
+                        return Some(at + 2..at + len);
                     }
                     at += len;
                 }
@@ -132,6 +139,58 @@ impl<'a> Segment<'a> {
         }
         None
     }
+
+    /// Reads the MSS option and, if `replace` is given, overwrites it. `None` where the option is absent or the option
+    /// list is broken.
+    pub fn mss(&mut self, replace: Option<u16>) -> Option<u16> {
+        let at = self.option(2, 4)?;
+        let mss = u16::from_be_bytes([self.bytes[at.start], self.bytes[at.start + 1]]);
+        if let Some(new) = replace {
+            self.bytes[at].copy_from_slice(&new.to_be_bytes());
+        }
+        Some(mss)
+    }
+
+    /// Reads the window scale option (RFC 7323, section 2.2) and, if `replace` is given, overwrites it.
+    pub fn window_scale(&mut self, replace: Option<u8>) -> Option<u8> {
+        let at = self.option(3, 3)?.start;
+        let scale = self.bytes[at];
+        if let Some(new) = replace {
+            self.bytes[at] = new;
+        }
+        Some(scale)
+    }
+
+    /// Whether selective acknowledgements are permitted (RFC 2018, section 2).
+    pub fn sack_permitted(&self) -> bool {
+        self.option(4, 2).is_some()
+    }
+}
+
+/// Longest header that [`emit_syn`] writes.
+pub const SYN_HDR_LEN: usize = TCP_HDR_LEN + 12;
+
+/// Writes a SYN with the options that were negotiated, without checksum; returns its length.
+pub fn emit_syn(
+    out: &mut [u8],
+    ports: (u16, u16),
+    seq: u32,
+    window: u16,
+    mss: u16,
+    scale: Option<u8>,
+    sack: bool,
+) -> usize {
+    emit_bare(out, ports, seq, 0, SYN, window);
+    let mss = mss.to_be_bytes();
+    // Padded by no-operations to whole words.
+    let scale = scale.map_or([1; 4], |scale| [1, 3, 3, scale]);
+    let sack = if sack { [1, 1, 4, 2] } else { [1; 4] };
+    for (at, option) in [[2, 4, mss[0], mss[1]], scale, sack].into_iter().enumerate() {
+        let at = TCP_HDR_LEN + 4 * at;
+        out[at..at + 4].copy_from_slice(&option);
+    }
+    out[12] = ((SYN_HDR_LEN / 4) as u8) << 4;
+    SYN_HDR_LEN
 }
 
 /// Writes a header without options and without checksum; returns [`TCP_HDR_LEN`].
@@ -170,6 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn a_written_syn_reads_back() {
+        for (scale, sack) in [(None, false), (Some(7), false), (None, true), (Some(0), true)] {
+            let mut bytes = [0; SYN_HDR_LEN];
+            assert_eq!(emit_syn(&mut bytes, (1, 2), 9, 77, 1460, scale, sack), SYN_HDR_LEN);
+            let mut segment = Segment::new(&mut bytes).expect("valid");
+            assert_eq!((segment.flags(), segment.seq(), segment.window()), (SYN, 9, 77));
+            assert_eq!(
+                (segment.mss(None), segment.window_scale(None), segment.sack_permitted()),
+                (Some(1460), scale, sack)
+            );
+            assert_eq!(segment.window_scale(Some(4)), scale);
+            assert_eq!(segment.window_scale(None), scale.map(|_| 4));
+            assert_eq!(segment.payload_len(), 0);
+        }
+    }
+
+    #[test]
     fn broken_options_are_not_followed() {
         for options in [[2, 4, 5, 0xb4].as_slice(), &[3, 0, 0, 0], &[3, 40, 0, 0], &[1, 1, 1, 2], &[0, 2, 4, 1]] {
             let mut bytes = syn(options);
@@ -183,6 +259,8 @@ mod tests {
         fn hostile_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             if let Some(mut segment) = Segment::new(&mut bytes) {
                 segment.mss(Some(1));
+                segment.window_scale(Some(1));
+                segment.sack_permitted();
                 let _ = (segment.seq(), segment.ack(), segment.sequence_len(), segment.payload_len());
             }
         }

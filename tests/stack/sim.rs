@@ -851,6 +851,25 @@ impl Conn {
         (data, fin)
     }
 
+    /// Takes `data` from the host, acknowledging each burst.
+    pub fn receives(&mut self, world: &mut World, flow: Id, data: &[u8]) {
+        world.host_sends(flow, data);
+        let mut got = Vec::new();
+        while got.len() < data.len() {
+            let (more, _) = self.take(world);
+            assert!(!more.is_empty(), "nothing comes after {} of {} bytes", got.len(), data.len());
+            got.extend(more);
+            self.acknowledge(world);
+        }
+        assert_eq!(got.len(), data.len());
+        assert!(got == data, "other bytes came");
+    }
+
+    /// Has the host send enough that the flow gets large rings, and acknowledges all of it.
+    pub fn turn_bulky(&mut self, world: &mut World, flow: Id) {
+        self.receives(world, flow, &pattern(200_000, 3));
+    }
+
     /// Acknowledges what was taken.
     pub fn acknowledge(&self, world: &mut World) {
         world.send(&self.seg(ACK, b""));

@@ -387,6 +387,7 @@ fn super_frames_are_cut_to_the_guests_segment_size() {
             conn.ack = answer.end();
             conn.window = 0x4000;
             conn.acknowledge(&mut world);
+            conn.turn_bulky(&mut world, flow);
             let data = pattern(600_000, 11);
             world.host_sends(flow, &data);
             let segments = world.segments();
@@ -528,6 +529,7 @@ fn what_was_lost_while_the_window_closed_is_sent_when_it_opens() {
         let mut world = World::new();
         let mut conn = Conn::out(&mut world, family);
         let flow = conn.open(&mut world);
+        conn.turn_bulky(&mut world, flow);
         let data = pattern(120_000, 16);
         world.host_sends(flow, &data);
         let sent = world.segments();

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
 
-use super::{Phase, Tcp, TcpFlow, TcpTarget};
+use super::flow::{Phase, TcpFlow};
+use super::{Tcp, TcpTarget};
 use crate::stack::arena::Id;
 use crate::stack::census::{FlowId, FlowRecord, FlowState, Kind};
 use crate::stack::ledger::Traffic;
@@ -33,7 +34,7 @@ fn carried(flow: &TcpFlow) -> Traffic {
 
 /// The flow as it is, or as it ended (`Some(in order)`).
 pub(super) fn record(id: Id, flow: &TcpFlow, ended: Option<bool>) -> FlowRecord {
-    let closing = || flow.host_finished || flow.guest_finished || flow.socket.get().state() != State::Established;
+    let closing = || flow.host_finished || flow.guest_finished || flow.state() != State::Established;
     let state = match (ended, flow.phase) {
         (Some(true), _) => FlowState::Closed,
         (Some(false), Phase::Open) => FlowState::Reset,

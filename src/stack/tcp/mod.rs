@@ -18,6 +18,9 @@
 //!
 //! **Never dropped.** What the host does not take stays in the ring and closes the guest's window.
 //!
+//! **Rest.** A flow that carries nothing for a second has no rings, and smoltcp no socket of it, until it does again; one that
+//! turns bulky gets large rings (`rest`).
+//!
 //! **Timers.** smoltcp's (retransmission ≥ 1 s, zero-window probe), in a lazy heap; a guest that owes an answer for
 //! [`GIVE_UP`] loses the flow; a handshake has [`HANDSHAKE`].
 //!
@@ -27,9 +30,11 @@
 //! Deliberately not: urgent data, TCP Fast Open, ECN, forwarding of the guest's options.
 
 mod account;
+mod flow;
 pub mod isn;
 mod opening;
 pub mod port;
+mod rest;
 pub mod rings;
 
 use std::collections::{HashMap, VecDeque};
@@ -47,14 +52,16 @@ use crate::stack::arena::{Arena, Id};
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::deadline::Deadlines;
 use crate::stack::flow::{FlowKey, StandIns};
-use crate::stack::ledger::{Ledger, Traffic};
+use crate::stack::ledger::Ledger;
 use crate::stack::verdict::DropReason;
 use crate::wire::icmp_error::IcmpError;
 use crate::wire::tcp_segment::{self, ACK, FIN, PSH, RST, SYN, Segment};
-use account::{Origin, record};
+use account::record;
+use flow::{Phase, TcpFlow};
 use isn::IsnClock;
-use port::{Port, Wire};
-use rings::{FlowSocket, RingPool};
+use port::Port;
+use rest::REST;
+use rings::{RingPool, SMALL_RING};
 
 /// A guest that acknowledges nothing for this long loses the flow: Linux's tcp_retries2 of 15 comes to 924.6 s
 /// (Documentation/networking/ip-sysctl.rst).
@@ -146,120 +153,11 @@ pub enum ConnectFailure {
     Silent,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The host connect is outstanding; smoltcp's SYN-ACK is held back.
-    Connecting,
-    /// Handshake with the guest outstanding (SYN or SYN-ACK sent).
-    Handshake,
-    /// Data may flow.
-    Open,
-}
-
-struct TcpFlow {
-    key: FlowKey,
-    origin: Origin,
-    socket: FlowSocket,
-    wire: Wire,
-    phase: Phase,
-    /// First sequence number of the guest, to tell a repeated SYN from a new one.
-    guest_isn: u32,
-    /// The host sent end of file.
-    host_finished: bool,
-    /// smoltcp was told so.
-    closed: bool,
-    /// The guest's FIN was passed on to the host.
-    guest_finished: bool,
-    /// The guest or we have reset it.
-    reset: bool,
-    /// One small segment has come and its acknowledgement may wait.
-    ack_may_wait: bool,
-    /// In TIME-WAIT with bytes left for the host: smoltcp must not run its timer, which would empty the ring.
-    lingering: bool,
-    dirty: bool,
-    /// When it began, and when it last carried anything.
-    opened: Instant,
-    last: Instant,
-    /// What it carried (packets to the guest are in `wire`), and what of that is in the ledger.
-    traffic: Traffic,
-    told: Traffic,
-    since: Instant,
-    /// When the guest was last heard of, or came to owe an answer.
-    heard: Instant,
-    owing: bool,
-    /// A timer went off while the guest's window was shut.
-    overdue: bool,
-    armed: Option<Instant>,
-}
-
-impl TcpFlow {
-    fn new(key: FlowKey, origin: Origin, socket: FlowSocket, wire: Wire, phase: Phase, now: Instant) -> Self {
-        Self {
-            key,
-            origin,
-            socket,
-            wire,
-            phase,
-            guest_isn: 0,
-            host_finished: false,
-            closed: false,
-            guest_finished: false,
-            reset: false,
-            ack_may_wait: false,
-            lingering: false,
-            dirty: false,
-            opened: now,
-            last: now,
-            traffic: Traffic::default(),
-            told: Traffic::default(),
-            since: now,
-            heard: now,
-            owing: false,
-            overdue: false,
-            armed: None,
-        }
-    }
-
-    /// The guest owes an acknowledgement, of data or of our FIN.
-    fn owed(&self) -> bool {
-        let tcp = self.socket.get();
-        tcp.send_queue() > 0 || matches!(tcp.state(), State::FinWait1 | State::Closing | State::LastAck)
-    }
-
-    /// Ends the stream to the guest, now or once its ring is drained.
-    ///
-    /// smoltcp in LAST-ACK answers every acknowledgement that acknowledges nothing new before it looks at its window:
-    /// a guest that closed first and reads slowly would open its window in vain, and get one byte a probe. So that state
-    /// is entered only with nothing but the FIN to send.
-    fn finish_sending(&mut self) {
-        let tcp = self.socket.get_mut();
-        if self.host_finished && !self.closed && !(tcp.state() == State::CloseWait && tcp.send_queue() > 0) {
-            self.closed = true;
-            tcp.close();
-        }
-    }
-
-    /// There is nothing else to say to the guest, nothing has been lost, and its window is open.
-    fn owes_only_an_ack(&self) -> bool {
-        let tcp = self.socket.get();
-        self.phase == Phase::Open
-            && tcp.state() == State::Established
-            && tcp.send_queue() == 0
-            && tcp.recv_queue() == 0
-            && !self.host_finished
-            && self.wire.window_of_guest > 0
-    }
-
-    /// Resets the guest's side; the RST leaves with the next egress.
-    fn abort(&mut self) {
-        self.reset = true;
-        self.socket.get_mut().abort();
-    }
-}
-
 /// What the runtime may do with a flow now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct TcpReadiness {
+    /// There is such a flow.
+    pub live: bool,
     /// Bytes for the host.
     pub from_guest: usize,
     /// Room for bytes from the host.
@@ -284,6 +182,8 @@ pub struct Tcp {
     isn: IsnClock,
     limits: TcpLimits,
     stand_ins: StandIns,
+    /// The latest time that was told.
+    latest: Instant,
     /// The account.
     pub(in crate::stack) ledger: Ledger,
 }
@@ -310,6 +210,7 @@ impl Tcp {
             isn: IsnClock::new(seed.rotate_left(17)),
             limits,
             stand_ins: StandIns::new(seed),
+            latest: now,
             ledger: Ledger::default(),
         }
     }
@@ -347,6 +248,7 @@ impl Tcp {
 
     /// Marks the flows whose timers are due; [`Tcp::poll_dirty`] returns them.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.latest = now;
         while let Some((at, id)) = self.deadlines.pop_due(now) {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             if flow.armed != Some(at) {
@@ -399,6 +301,7 @@ impl Tcp {
                 return Err(DropReason::NoFlow);
             }
         };
+        self.latest = now;
         let Some(flow) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
         flow.heard = now;
         flow.last = now;
@@ -429,10 +332,14 @@ impl Tcp {
             }
             return Ok(());
         }
+        rest::wake(&mut self.iface, &mut self.rings, flow, now);
         let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
+        let was_shut = flow.wire.window_of_guest == 0;
         if flow.wire.from_guest(&mut segment, v6, tso) {
             self.work.push_back(TcpWork::Keepalive { flow: id });
         }
+        flow.reopened |=
+            was_shut && flow.wire.window_of_guest > 0 && flow.wire.in_flight() && flow.phase == Phase::Open;
         mark(&mut self.dirty, id, flow);
         let is_reset = segment.has(RST);
         // In order, and nothing before it waits: a second one gets its acknowledgement at once, as RFC 9293 wants.
@@ -442,17 +349,20 @@ impl Tcp {
             && segment.has(PSH)
             && segment.flags() & (SYN | FIN | RST) == 0
             && segment.seq() == flow.wire.acked_to_guest;
-        let TcpFlow { socket, wire, key, .. } = flow;
+        let TcpFlow { socket: Some(socket), wire, key, .. } = flow else { return Ok(()) };
         let mut port = Port { rx: Some(packet), wire, key, isn: &self.isn, composer, out, now };
         self.iface.poll_ingress_single(now, &mut port, &mut socket.set);
-        if is_reset && socket.get().state() == State::Closed {
+        let state = flow.state();
+        if is_reset && state == State::Closed {
             flow.reset = true;
         }
         if flow.phase == Phase::Handshake
-            && !matches!(socket.get().state(), State::SynSent | State::SynReceived | State::Listen | State::Closed)
+            && !matches!(state, State::SynSent | State::SynReceived | State::Listen | State::Closed)
         {
             flow.phase = Phase::Open;
         }
+        // What was sent from small rings has just been acknowledged: the moment to go on with large ones.
+        rest::step_up(&mut self.iface, &mut self.rings, flow, now);
         Ok(())
     }
 
@@ -461,10 +371,20 @@ impl Tcp {
         self.flows.get(flow).map(|entry| entry.key)
     }
 
+    /// Whether it carries nothing and therefore has no socket.
+    pub fn rests(&self, flow: Id) -> bool {
+        self.flows.get(flow).is_some_and(|entry| entry.socket.is_none())
+    }
+
     /// What can be moved now.
     pub fn readiness(&self, flow: Id) -> TcpReadiness {
         let Some(entry) = self.flows.get(flow) else { return TcpReadiness::default() };
-        let tcp = entry.socket.get();
+        let Some(tcp) = entry.tcp() else {
+            // It rests: whatever comes from the host has it woken first.
+            let open = !entry.host_finished;
+            let room = if open { SMALL_RING } else { 0 };
+            return TcpReadiness { live: true, to_guest_room: room, wants_host_data: open, ..TcpReadiness::default() };
+        };
         let state = tcp.state();
         let from_guest = tcp.recv_queue();
         let fin_seen = match state {
@@ -475,6 +395,7 @@ impl Tcp {
         };
         let open = entry.phase == Phase::Open && !entry.host_finished && tcp.may_send();
         TcpReadiness {
+            live: true,
             from_guest: if entry.phase == Phase::Open { from_guest } else { 0 },
             to_guest_room: if open { tcp.send_capacity() - tcp.send_queue() } else { 0 },
             shut_host: entry.phase == Phase::Open && fin_seen && from_guest == 0 && !entry.guest_finished,
@@ -485,24 +406,33 @@ impl Tcp {
     /// Lends the first contiguous part of the from-guest ring; `send` returns how much of it the host took.
     pub fn lend_from_guest(&mut self, flow: Id, send: impl FnOnce(&[u8]) -> usize) -> usize {
         let Some(entry) = self.flows.get_mut(flow) else { return 0 };
-        let moved = entry.socket.get_mut().recv(|bytes| {
+        let Some(socket) = &mut entry.socket else { return 0 };
+        let moved = socket.get_mut().recv(|bytes| {
             let taken = send(bytes);
             (taken, taken)
         });
         let moved = moved.unwrap_or(0);
         entry.traffic.from_guest_bytes += moved as u64;
+        if moved > 0 {
+            entry.last = self.latest;
+        }
         moved
     }
 
     /// Lends the free contiguous part of the to-guest ring; `fill` returns how much of it the host filled.
     pub fn lend_to_guest(&mut self, flow: Id, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let Some(entry) = self.flows.get_mut(flow) else { return 0 };
-        let moved = entry.socket.get_mut().send(|room| {
+        rest::wake(&mut self.iface, &mut self.rings, entry, self.latest);
+        let Some(socket) = &mut entry.socket else { return 0 };
+        let moved = socket.get_mut().send(|room| {
             let filled = fill(room);
             (filled, filled)
         });
         let moved = moved.unwrap_or(0);
         entry.traffic.to_guest_bytes += moved as u64;
+        if moved > 0 {
+            entry.last = self.latest;
+        }
         moved
     }
 
@@ -519,6 +449,7 @@ impl Tcp {
         if let Some(entry) = self.flows.get_mut(flow)
             && !entry.host_finished
         {
+            rest::wake(&mut self.iface, &mut self.rings, entry, self.latest);
             entry.host_finished = true;
             entry.finish_sending();
             mark(&mut self.dirty, flow, entry);
@@ -528,6 +459,7 @@ impl Tcp {
     /// The host socket broke: the guest gets a reset.
     pub fn handle_host_reset(&mut self, flow: Id) {
         if let Some(entry) = self.flows.get_mut(flow) {
+            rest::wake(&mut self.iface, &mut self.rings, entry, self.latest);
             entry.abort();
             mark(&mut self.dirty, flow, entry);
         }
@@ -540,6 +472,7 @@ impl Tcp {
     }
 
     fn send_due(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
+        self.latest = now;
         let Some(flow) = self.flows.get_mut(id) else { return };
         // While the SYN-ACK is held back poll_at says "now": do not believe it, and there is nothing to send.
         if flow.phase == Phase::Connecting {
@@ -552,8 +485,12 @@ impl Tcp {
         let lingering = flow.lingering;
         if !lingering {
             flow.finish_sending();
+            if std::mem::take(&mut flow.reopened) {
+                // What was lost while it closed comes before what is new.
+                kick(&mut self.iface, &self.isn, flow, 5, now, composer, out);
+            }
             egress(&mut self.iface, &self.isn, flow, now, composer, out);
-            let state = flow.socket.get().state();
+            let state = flow.state();
             let sends = matches!(state, State::Established | State::CloseWait | State::FinWait1 | State::Closing);
             let overdue = std::mem::take(&mut flow.overdue);
             if sends && flow.wire.in_flight() {
@@ -561,7 +498,7 @@ impl Tcp {
                 // was lost while it closed (a kernel short of memory drops just then) would never be sent again. And a
                 // retransmission timer that finds the window shut gives up without a probe; and a probe behind data in
                 // flight is empty, which need not be answered.
-                let idle = self.iface.poll_at(now, &flow.socket.set).is_none();
+                let idle = due(&mut self.iface, flow, now).is_none();
                 if overdue || (idle && flow.wire.window_of_guest > 0) {
                     kick(&mut self.iface, &self.isn, flow, 5, now, composer, out);
                 } else if idle {
@@ -569,8 +506,7 @@ impl Tcp {
                 }
             }
         }
-        let socket = &flow.socket;
-        let state = socket.get().state();
+        let state = flow.state();
         // CLOSED without a reset follows LAST-ACK: both FINs are acknowledged, but bytes may still wait for the host.
         let ended = match state {
             State::Listen => Some(false),
@@ -592,10 +528,18 @@ impl Tcp {
             flow.heard = now;
         }
         flow.owing = owing;
-        let mut due = self.iface.poll_at(now, &flow.socket.set).map(|at| at.max(now + MIN_RECHECK));
+        let mut due = due(&mut self.iface, flow, now).map(|at| at.max(now + MIN_RECHECK));
         if flow.phase == Phase::Handshake {
             let end = flow.since + HANDSHAKE;
             due = Some(due.map_or(end, |at| at.min(end)));
+        } else if due.is_none() && flow.socket.is_some() {
+            rest::step_up(&mut self.iface, &mut self.rings, flow, now);
+            let tired = flow.last + REST;
+            if tired > now {
+                due = Some(tired);
+            } else {
+                rest::rest(&mut self.iface, &mut self.rings, flow, now);
+            }
         }
         if let Some(due) = due {
             self.deadlines.arm(id, due, &mut flow.armed);
@@ -613,9 +557,17 @@ impl Tcp {
         if flow.wire.offset.is_some() {
             self.isn.end(&flow.key, flow.wire.sent_end, now);
         }
-        self.rings.give_back(flow.socket, flow.wire.bytes_to_guest.max(flow.wire.bytes_from_guest));
+        let carried = flow.carried() - flow.carried_before;
+        if let Some(socket) = flow.socket {
+            self.rings.give_back(socket, carried);
+        }
         self.work.push_back(TcpWork::Close { flow: id, in_order });
     }
+}
+
+/// When smoltcp wants to be asked about one flow.
+fn due(iface: &mut Interface, flow: &TcpFlow, now: Instant) -> Option<Instant> {
+    flow.socket.as_ref().and_then(|socket| iface.poll_at(now, &socket.set))
 }
 
 /// Sends all that smoltcp has to send of one flow.
@@ -627,7 +579,7 @@ fn egress(
     composer: &mut Composer,
     out: &mut impl Output,
 ) {
-    let TcpFlow { socket, wire, key, .. } = flow;
+    let TcpFlow { socket: Some(socket), wire, key, .. } = flow else { return };
     loop {
         let mut port = Port { rx: None, wire, key, isn, composer, out, now };
         if iface.poll_egress(now, &mut port, &mut socket.set) == PollResult::None {
@@ -648,7 +600,7 @@ fn kick(
     composer: &mut Composer,
     out: &mut impl Output,
 ) {
-    let TcpFlow { socket, wire, key, .. } = flow;
+    let TcpFlow { socket: Some(socket), wire, key, .. } = flow else { return };
     let (seq, ack, window) = (wire.acked_to_guest, wire.acked_by_guest.unwrap_or(0), wire.window_of_guest);
     for window in [window ^ 1, window, window, window, window].into_iter().skip(5 - count) {
         let mut packet = [0u8; 60];

@@ -7,8 +7,9 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint};
 
 use super::account::{Origin, record};
+use super::flow::{Phase, TcpFlow};
 use super::port::{Port, Wire};
-use super::{ConnectFailure, OpenVerdict, Phase, Tcp, TcpFlow, TcpWork, mark, reset_unknown};
+use super::{ConnectFailure, OpenVerdict, Tcp, TcpWork, mark, reset_unknown};
 use crate::stack::Output;
 use crate::stack::arena::Id;
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
@@ -58,10 +59,10 @@ impl Tcp {
             }
         }
         let guest_isn = segment.seq();
-        let mut wire = Wire::default();
+        let mut socket = self.rings.take(false);
+        let mut wire = Wire { own_shift: socket.shift(), ..Wire::default() };
         let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
         wire.from_guest(&mut segment, v6, tso);
-        let mut socket = self.rings.take();
         let tcp = socket.get_mut();
         tcp.pause_synack(true);
         let listen = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
@@ -110,7 +111,9 @@ impl Tcp {
         {
             entry.phase = Phase::Handshake;
             entry.since = now;
-            entry.socket.get_mut().pause_synack(false);
+            if let Some(socket) = &mut entry.socket {
+                socket.get_mut().pause_synack(false);
+            }
             self.opening_now -= 1;
             mark(&mut self.dirty, flow, entry);
         }
@@ -174,7 +177,7 @@ impl Tcp {
             .filter(|key| !self.by_key.contains_key(key))
             .or_else(|| self.stand_ins.find(stand_in?, client.port(), |key| self.by_key.contains_key(key)))
             .ok_or(DropReason::TableFull)?;
-        let mut socket = self.rings.take();
+        let mut socket = self.rings.take(false);
         let remote = IpEndpoint::new(IpAddress::from(key.guest), key.guest_port);
         let local = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };
         if socket.get_mut().connect(self.iface.context(), remote, local).is_err() {

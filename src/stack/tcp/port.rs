@@ -1,6 +1,7 @@
 //! The smoltcp device of one call: one segment in, any number out, rewritten on the way.
 //!
-//! smoltcp sees an IP link of MTU 65 535 without checksums. What it emits gets the flow's sequence offset, the vnet
+//! smoltcp sees an IP link of MTU 65 535 without checksums. What it emits gets the flow's sequence offset, windows in
+//! units of [`TOLD_SHIFT`] (a flow changes rings, and thereby smoltcp's scale, while the guest was told one for good), the vnet
 //! header with the guest's true MSS, and the checksum that the TAP wants (see `compose`). What it is given has been
 //! adjusted by [`Wire::from_guest`] before.
 
@@ -11,6 +12,7 @@ use crate::stack::Output;
 use crate::stack::compose::Composer;
 use crate::stack::flow::FlowKey;
 use crate::stack::tcp::isn::IsnClock;
+use crate::stack::tcp::rings::LARGE_RING;
 use crate::wire::tcp_segment::{ACK, FIN, RST, SYN, Segment};
 
 /// MTU that smoltcp works with where the TAP takes super-frames.
@@ -23,6 +25,8 @@ pub struct Wire {
     pub offset: Option<u32>,
     /// Largest payload of one segment that the guest takes.
     pub mss: u16,
+    /// The same as smoltcp was told.
+    pub mss_told: u16,
     /// End of what we have sent (guest's numbers).
     pub sent_end: u32,
     /// The same without window probes.
@@ -33,6 +37,15 @@ pub struct Wire {
     pub acked_by_guest: Option<u32>,
     /// Window of our last segment, as sent.
     pub window: u16,
+    /// Window scale that the guest has announced, if it did.
+    pub scale_of_guest: Option<u8>,
+    /// The guest permits selective acknowledgements.
+    pub sack: bool,
+    /// Window scale of the socket that serves the flow now.
+    pub own_shift: u8,
+    /// End of what the guest has sent, as far as it can be within a window (guest's numbers): beyond `acked_to_guest`
+    /// where something of it waits for what comes before.
+    pub end_of_guest: u32,
     /// Window of the guest's last segment, as it came.
     pub window_of_guest: u16,
     /// Payload bytes that went to the guest, retransmissions included.
@@ -41,6 +54,14 @@ pub struct Wire {
     pub packets_to_guest: u64,
     /// Payload bytes that came from the guest, retransmissions included.
     pub bytes_from_guest: u64,
+}
+
+/// Window scale that the guest is told, whatever ring its flow has at the moment: that of a large one.
+pub const TOLD_SHIFT: u8 = shift_of(LARGE_RING);
+
+/// smoltcp's window scale for a receive buffer of this size (`tcp::Socket::new`).
+pub const fn shift_of(ring: usize) -> u8 {
+    (usize::BITS - ring.leading_zeros()).saturating_sub(16) as u8
 }
 
 /// MSS that a peer without the option means: 536 (RFC 9293, section 3.7.1) and 1220 (RFC 8200: 1280 − 60).
@@ -57,9 +78,19 @@ impl Wire {
     /// Adjusts a segment from the guest for smoltcp. Returns true if it is a keepalive probe.
     pub fn from_guest(&mut self, segment: &mut Segment<'_>, v6: bool, tso: bool) -> bool {
         if segment.has(SYN) {
-            let mss = segment.mss(tso.then(|| super_mss(v6))).filter(|&mss| mss != 0).unwrap_or(default_mss(v6));
+            let mss = segment.mss(tso.then(|| super_mss(v6)));
+            self.mss_told = mss.map_or(default_mss(v6), |mss| if tso { super_mss(v6) } else { mss });
             // Below Linux's own floor (TCP_MIN_SND_MSS, 48) segments would hold next to nothing.
-            self.mss = mss.max(48);
+            self.mss = mss.filter(|&mss| mss != 0).unwrap_or(default_mss(v6)).max(48);
+            self.scale_of_guest = segment.window_scale(None);
+            self.sack = segment.sack_permitted();
+            self.end_of_guest = segment.seq().wrapping_add(segment.sequence_len());
+        } else {
+            let end = segment.seq().wrapping_add(segment.sequence_len());
+            let ahead = end.wrapping_sub(self.acked_to_guest);
+            if (end.wrapping_sub(self.end_of_guest) as i32) > 0 && ahead <= 2 * LARGE_RING as u32 {
+                self.end_of_guest = end;
+            }
         }
         self.bytes_from_guest += segment.payload_len() as u64;
         let mut keepalive = false;
@@ -77,7 +108,7 @@ impl Wire {
             }
             segment.set_ack(ack);
             if !segment.has(RST) {
-                self.window_of_guest = u16::from_be_bytes([segment.bytes()[14], segment.bytes()[15]]);
+                self.window_of_guest = segment.window();
             }
             // RFC 9293, section 3.8.4: one octet or none, just before the window.
             keepalive = segment.payload_len() <= 1
@@ -207,7 +238,13 @@ impl<O: Output> TxToken for Tx<'_, O> {
         if segment.has(ACK) {
             self.wire.acked_to_guest = segment.ack();
         }
-        self.wire.window = u16::from_be_bytes([segment.bytes()[14], segment.bytes()[15]]);
+        if segment.has(SYN) {
+            segment.window_scale(Some(TOLD_SHIFT));
+        } else if self.wire.scale_of_guest.is_some() {
+            let window = (u32::from(segment.window()) << self.wire.own_shift) >> TOLD_SHIFT;
+            segment.set_window(window as u16);
+        }
+        self.wire.window = segment.window();
         self.wire.bytes_to_guest += segment.payload_len() as u64;
         self.wire.packets_to_guest += 1;
         self.composer.send_tcp(len, self.wire.mss, self.out);

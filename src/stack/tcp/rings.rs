@@ -1,10 +1,10 @@
 //! Where flows get their sockets: pairs of rings in two sizes, recycled with the socket around them.
 //!
 //! Rings of about 1 MiB measured best for bulk (256 KiB lost a third), but ten thousand flows cannot have them. So a flow
-//! gets a large pair while the budget lasts and a small one above it: over budget means slower, never refused. The
-//! memory comes zeroed from the allocator by mmap, so a page costs only when touched; an idle or short flow touches the
-//! first page of each ring, because smoltcp's `listen` and `connect` start them afresh. A recycled pair keeps its pages;
-//! one that carried bulk data is freed instead (kept only up to [`KEEP_TOUCHED`]).
+//! begins with a small pair, gets a large one when it turns bulky and the budget has one, and none at all while it rests
+//! (`rest`): over budget means slower, never refused. A ring is a fresh mapping (`sys::memory`), so a page costs only when
+//! touched; an idle or short flow touches the first page of each ring, because an empty ring of smoltcp's starts afresh.
+//! A recycled pair keeps its pages; one that carried much is freed instead (a few are kept).
 //!
 //! smoltcp 0.14 gives no way to take a socket's rings back, but resets a socket in `listen` and `connect`; hence whole
 //! one-socket sets are recycled.
@@ -12,16 +12,24 @@
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 
+use super::port::shift_of;
+
 /// A large ring: sixteen super-frame payloads of 65 495 bytes, because smoltcp's segments do not cross the wrap.
 pub const LARGE_RING: usize = 16 * 65_495;
-/// A small ring: one window of 64 KiB.
-pub const SMALL_RING: usize = 65_536;
-/// Free pairs kept of each size.
-const KEEP_FREE: usize = 64;
+/// A small ring: one such payload. (The allocator makes a mapping of it: `sys::allocator`.)
+pub const SMALL_RING: usize = 65_495;
+/// Free large pairs kept that are hardly touched.
+const KEEP_LARGE: usize = 8;
+/// Free small pairs kept that are hardly touched.
+const KEEP_SMALL: usize = 64;
 /// Free large pairs kept although all their pages may be touched (up to 2 MiB each).
-const KEEP_TOUCHED: usize = 2;
-/// A flow that moved more than this in one direction has touched much of its rings.
-const TOUCHED: u64 = 256 * 1024;
+const KEEP_LARGE_TOUCHED: usize = 2;
+/// The same of small ones (up to 128 KiB each).
+const KEEP_SMALL_TOUCHED: usize = 16;
+/// A flow that moved more than this in one direction has touched much of its large rings.
+const LARGE_TOUCHED: u64 = 256 * 1024;
+/// The same of small ones.
+const SMALL_TOUCHED: u64 = 16 * 1024;
 
 /// One socket in a set of its own, because smoltcp scans the set on every packet.
 pub struct FlowSocket {
@@ -40,6 +48,16 @@ impl FlowSocket {
         Self { set, handle, large }
     }
 
+    /// Whether its rings are large ones.
+    pub fn is_large(&self) -> bool {
+        self.large
+    }
+
+    /// The window scale that smoltcp uses with its rings.
+    pub fn shift(&self) -> u8 {
+        shift_of(if self.large { LARGE_RING } else { SMALL_RING })
+    }
+
     /// The socket.
     pub fn get(&self) -> &tcp::Socket<'static> {
         self.set.get(self.handle)
@@ -51,36 +69,64 @@ impl FlowSocket {
     }
 }
 
-/// The pool of one network process.
+/// Free sockets of one size.
+struct Shelf {
+    /// Those whose rings are hardly touched.
+    clean: Vec<FlowSocket>,
+    /// Those whose pages are resident: taken first.
+    touched: Vec<FlowSocket>,
+    keep: usize,
+    keep_touched: usize,
+    /// More than this in one direction has touched much of a ring.
+    much: u64,
+}
+
+impl Shelf {
+    fn new(keep: usize, keep_touched: usize, much: u64) -> Self {
+        let (clean, touched) = (Vec::with_capacity(keep), Vec::with_capacity(keep_touched));
+        Self { clean, touched, keep, keep_touched, much }
+    }
+
+    fn put(&mut self, socket: FlowSocket, moved: u64) {
+        let (shelf, keep) =
+            if moved > self.much { (&mut self.touched, self.keep_touched) } else { (&mut self.clean, self.keep) };
+        if shelf.len() < keep {
+            shelf.push(socket);
+        }
+    }
+}
+
+/// The pool of one endpoint.
 pub struct RingPool {
-    free_large: Vec<FlowSocket>,
-    free_small: Vec<FlowSocket>,
+    large: Shelf,
+    small: Shelf,
     large_in_use: usize,
     large_budget: usize,
-    touched_kept: usize,
 }
 
 impl RingPool {
     /// `large_budget`: flows that may have large rings at one time.
     pub fn new(large_budget: usize) -> Self {
         Self {
-            free_large: Vec::with_capacity(KEEP_FREE),
-            free_small: Vec::with_capacity(KEEP_FREE),
+            large: Shelf::new(KEEP_LARGE, KEEP_LARGE_TOUCHED, LARGE_TOUCHED),
+            small: Shelf::new(KEEP_SMALL, KEEP_SMALL_TOUCHED, SMALL_TOUCHED),
             large_in_use: 0,
             large_budget,
-            touched_kept: 0,
         }
     }
 
-    /// A closed socket.
-    pub fn take(&mut self) -> FlowSocket {
-        let large = self.large_in_use < self.large_budget;
-        let free = if large { &mut self.free_large } else { &mut self.free_small };
-        let mut socket = free.pop().unwrap_or_else(|| FlowSocket::new(large));
-        if large {
-            self.large_in_use += 1;
-            self.touched_kept = self.touched_kept.min(self.free_large.len());
-        }
+    /// Whether a large pair is to be had.
+    pub fn has_large(&self) -> bool {
+        self.large_in_use < self.large_budget
+    }
+
+    /// A closed socket; with large rings if they are wanted and to be had.
+    pub fn take(&mut self, large: bool) -> FlowSocket {
+        let large = large && self.has_large();
+        self.large_in_use += usize::from(large);
+        let shelf = if large { &mut self.large } else { &mut self.small };
+        let free = shelf.touched.pop().or_else(|| shelf.clean.pop());
+        let mut socket = free.unwrap_or_else(|| FlowSocket::new(large));
         let tcp = socket.get_mut();
         tcp.set_nagle_enabled(false);
         // The guest's kernel must never wait for an acknowledgement (dataplane.md, rule 6).
@@ -88,18 +134,11 @@ impl RingPool {
         socket
     }
 
-    /// Takes a socket back; `moved` is what its flow carried in its busier direction.
+    /// Takes a socket back; `moved` is what it carried in its busier direction.
     pub fn give_back(&mut self, mut socket: FlowSocket, moved: u64) {
-        let touched = moved > TOUCHED;
         socket.get_mut().abort();
-        if socket.large {
-            self.large_in_use -= 1;
-            if self.free_large.len() < KEEP_FREE && (!touched || self.touched_kept < KEEP_TOUCHED) {
-                self.touched_kept += usize::from(touched);
-                self.free_large.push(socket);
-            }
-        } else if self.free_small.len() < KEEP_FREE {
-            self.free_small.push(socket);
-        }
+        self.large_in_use -= usize::from(socket.large);
+        let shelf = if socket.large { &mut self.large } else { &mut self.small };
+        shelf.put(socket, moved);
     }
 }
