@@ -34,6 +34,14 @@ fn about_a_sandbox() -> Vec<(String, bool)> {
     Cli::command().get_subcommands().filter_map(first).collect()
 }
 
+/// Names of the commands of `tapway fault`, all of which are about a sandbox.
+fn about_faults() -> Vec<String> {
+    let all = Cli::command();
+    let fault = all.find_subcommand("fault").unwrap();
+    assert!(fault.get_subcommands().all(|sub| sub.get_positionals().any(|arg| arg.get_id() == "sandbox")));
+    fault.get_subcommands().map(|sub| sub.get_name().to_owned()).collect()
+}
+
 /// Names of the commands of `tapway network` that are about networks that exist.
 fn about_networks() -> Vec<String> {
     let all = Cli::command();
@@ -115,6 +123,16 @@ fn with_sandboxes(shell: Shell, mut text: String) -> String {
                 );
                 text.insert_str(at, &names);
             }
+            for name in about_faults() {
+                let head = format!("        tapway__subcmd__fault__subcmd__{name})\n");
+                let at = text.find(&head).unwrap() + head.len();
+                let first = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then\n";
+                let at = at + text[at..].find(first).unwrap();
+                let names = "            if [[ ${cur} != -* && ${prev} != -* ]] ; then\n                \
+                    COMPREPLY=( $(compgen -W \"$(\"$1\" __complete sandboxes 2>/dev/null)\" -- \"${cur}\") )\n                \
+                    return 0\n            fi\n";
+                text.insert_str(at, names);
+            }
         }
         Shell::Zsh => {
             let mut count = 0;
@@ -126,7 +144,7 @@ fn with_sandboxes(shell: Shell, mut text: String) -> String {
                 count += text.matches(about).count();
                 text = text.replace(&format!("{about}_default"), &format!("{about}_tapway_sandboxes"));
             }
-            assert_eq!(count, about_a_sandbox().len());
+            assert_eq!(count, about_a_sandbox().len() + about_faults().len());
             let helper = "(( $+functions[_tapway_sandboxes] )) ||\n_tapway_sandboxes() {\n    local -a names\n    \
                 names=(${(f)\"$(_call_program sandboxes tapway __complete sandboxes 2>/dev/null)\"})\n    \
                 _alternative 'sandboxes:sandbox:compadd -a names' 'sockets:socket:_files'\n}\n\n";
@@ -137,6 +155,9 @@ fn with_sandboxes(shell: Shell, mut text: String) -> String {
             let names = "-a \"(tapway __complete sandboxes 2>/dev/null)\" -d 'Sandbox'";
             let line = |(name, _)| format!("complete -c tapway -n \"__fish_tapway_using_subcommand {name}\" {names}");
             text += &(about_a_sandbox().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
+            let here = "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from";
+            let line = |name| format!("complete -c tapway -n \"{here} {name}\" -f {names}");
+            text += &(about_faults().into_iter().map(line).collect::<Vec<_>>().join("\n") + "\n");
         }
     }
     text
@@ -159,7 +180,7 @@ fn generated() -> Vec<(String, Vec<u8>)> {
     let mut pages = vec![command.clone()];
     for sub in visible(&command) {
         // `tapway network create` has as much to say as a command of its own.
-        let below = if sub.get_name() == "network" { visible(&sub) } else { Vec::new() };
+        let below = if ["network", "fault"].contains(&sub.get_name()) { visible(&sub) } else { Vec::new() };
         pages.push(sub);
         pages.extend(below);
     }

@@ -40,6 +40,9 @@ _tapway() {
             tapway,exec)
                 cmd="tapway__subcmd__exec"
                 ;;
+            tapway,fault)
+                cmd="tapway__subcmd__fault"
+                ;;
             tapway,flows)
                 cmd="tapway__subcmd__flows"
                 ;;
@@ -106,6 +109,15 @@ _tapway() {
             tapway__subcmd__dns,set)
                 cmd="tapway__subcmd__dns__subcmd__set"
                 ;;
+            tapway__subcmd__fault,clear)
+                cmd="tapway__subcmd__fault__subcmd__clear"
+                ;;
+            tapway__subcmd__fault,ls)
+                cmd="tapway__subcmd__fault__subcmd__ls"
+                ;;
+            tapway__subcmd__fault,set)
+                cmd="tapway__subcmd__fault__subcmd__set"
+                ;;
             tapway__subcmd__hosts,add)
                 cmd="tapway__subcmd__hosts__subcmd__add"
                 ;;
@@ -149,7 +161,7 @@ _tapway() {
 
     case "${cmd}" in
         tapway)
-            opts="-h -V --help --version run attach detach ps exec inspect logs stop kill rm network port publish unpublish dns hosts info flows stats events capture top ctl doctor slirp4netns version"
+            opts="-h -V --help --version run attach detach ps exec inspect logs stop kill rm network port publish unpublish dns hosts info flows stats events capture fault top ctl doctor slirp4netns version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -504,6 +516,130 @@ _tapway() {
                     return 0
                     ;;
                 -u)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__fault)
+            opts="-h --help set clear ls"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__fault__subcmd__clear)
+            opts="-h --to --direction --network --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --direction)
+                    COMPREPLY=($(compgen -W "from-guest to-guest both" -- "${cur}"))
+                    return 0
+                    ;;
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__fault__subcmd__ls)
+            opts="-h --network --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --network)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__fault__subcmd__set)
+            opts="-h --latency --jitter --reorder --loss --rate --dns-fail --direction --to --seed --network --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --latency)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --jitter)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --reorder)
+                    COMPREPLY=($(compgen -W "on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --loss)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --rate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dns-fail)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --direction)
+                    COMPREPLY=($(compgen -W "from-guest to-guest both" -- "${cur}"))
+                    return 0
+                    ;;
+                --to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --seed)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --network)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

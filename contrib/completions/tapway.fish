@@ -47,6 +47,7 @@ complete -c tapway -n "__fish_tapway_needs_command" -f -a "flows" -d 'Show what 
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "stats" -d 'Show the counters of a running sandbox'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "events" -d 'Tell what happens in a running sandbox, as it happens'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "capture" -d 'Write frames of a running sandbox into a pcapng file'
+complete -c tapway -n "__fish_tapway_needs_command" -f -a "fault" -d 'Give a running sandbox a bad network on purpose: delay, loss, a slow line, names that fail'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "top" -d 'Watch a running sandbox: flows by rate, names, drops'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "ctl" -d 'Send a request to a control socket'
 complete -c tapway -n "__fish_tapway_needs_command" -f -a "doctor" -d 'Try what this machine can do, line by line, and say what to do about the rest'
@@ -285,6 +286,35 @@ complete -c tapway -n "__fish_tapway_using_subcommand capture" -l snap -d 'Bytes
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l max -d 'End before the file is longer than this' -r
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -l json -d 'At the end, print what came of it as JSON on stdout'
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and not __fish_seen_subcommand_from set clear ls" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and not __fish_seen_subcommand_from set clear ls" -f -a "set" -d 'Delay, lose or slow packets, or have questions for names fail'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and not __fish_seen_subcommand_from set clear ls" -f -a "clear" -d 'End faults; all of them unless some are named'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and not __fish_seen_subcommand_from set clear ls" -f -a "ls" -d 'Show faults, and what they did so far'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l latency -d 'How much later packets come, in each direction: 50ms, 1.5s, 200us; at most 60s' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l jitter -d 'Up to so much earlier or later than that, evenly distributed; no packet overtakes another' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l reorder -d 'Have packets overtake each other where jitter says so' -r -f -a "on\t'On'
+off\t'Off'"
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l loss -d 'Share of packets that never come: 1%, 0.1%' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l rate -d 'What the line carries, in bits a second: 10mbit, 1.5gbit, 64kbit' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l dns-fail -d 'Share of questions for names that are answered SERVFAIL' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l direction -d 'Which packets [default: both, each by itself]' -r -f -a "from-guest\t'Those that the sandbox sends'
+to-guest\t'Those that it is sent'
+both\t'Both, each by itself'"
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l to -d 'Only packets from and to this peer: an address, a network, or a name that the sandbox can resolve' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l seed -d 'Begin chance anew with this number, by which the same packets meet the same faults again' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l network -d 'On this one of its networks, where it is on several [default: that which has the default route]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -l to -d 'Only what was set for this peer' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -l direction -d 'Only this direction' -r -f -a "from-guest\t'Those that the sandbox sends'
+to-guest\t'Those that it is sent'
+both\t'Both, each by itself'"
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -l network -d 'On this one of its networks, where it is on several [default: that which has the default route]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -s h -l help -d 'Print help'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from ls" -l network -d 'On this one of its networks, where it is on several [default: that which has the default route]' -r
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from ls" -l json -d 'Print JSON'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from ls" -s h -l help -d 'Print help'
 complete -c tapway -n "__fish_tapway_using_subcommand top" -l network -d 'Of this one of its networks, where it is on several [default: that which has the default route]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand top" -l interval -d 'Seconds between two frames (0.1 to 60)' -r
 complete -c tapway -n "__fish_tapway_using_subcommand top" -l once -d 'Print one frame and end'
@@ -331,6 +361,9 @@ complete -c tapway -n "__fish_tapway_using_subcommand events" -a "(tapway __comp
 complete -c tapway -n "__fish_tapway_using_subcommand capture" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand top" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand ctl" -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from set" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from clear" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
+complete -c tapway -n "__fish_tapway_using_subcommand fault; and __fish_seen_subcommand_from ls" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from connect" -f -a "(tapway __complete sandboxes 2>/dev/null)" -d 'Sandbox'
 complete -c tapway -n "__fish_tapway_using_subcommand network; and __fish_seen_subcommand_from disconnect" -f -a "(tapway __complete networks 2>/dev/null)" -d 'Network'

@@ -12,10 +12,11 @@ use tapway::api::envelope::{self, Envelope};
 use tapway::api::error::{self, ApiError};
 use tapway::api::registry::Specs;
 use tapway::api::session::Hello;
-use tapway::api::verbs::{capture, connect, dns, observe, ports};
+use tapway::api::verbs::{capture, connect, dns, fault, observe, ports};
 use tapway::api::{attach, hostfwd};
 use tapway::network::capture::CaptureOptions;
 use tapway::network::desired::{Desired, Limits};
+use tapway::network::fault::{self as faults, Rule, Rules, Target, Wanted};
 use tapway::network::{publish, zone};
 use tapway::stack::census::{Cursor, FlowId};
 
@@ -68,6 +69,31 @@ fn request(Envelope { execute: verb, arguments, .. }: Envelope, desired: &mut De
             }
         }
         "stop_capture" => drop(typed::<capture::StopCapture>(&verb, &arguments)),
+        "set_fault" => {
+            if let Some(arguments) = typed::<fault::SetFault>(&verb, &arguments) {
+                let to = arguments.to.as_ref().map(|text| Wanted::parse(text)).transpose();
+                if let (Ok(change), Ok(to)) = (arguments.change(), to) {
+                    let to = to.and_then(|to| match to {
+                        Wanted::Known(target) => Some(target),
+                        Wanted::Name(name) => Target::of_name(&name, vec![[192, 0, 2, 7].into()], 1).ok(),
+                    });
+                    let mut rules = Rules::default();
+                    if rules.set(to, &change, 1, &faults::Limits::default()).is_ok() {
+                        for rule in rules.all() {
+                            // What is told is read as the same.
+                            assert_eq!(Rule::try_from(&fault::FaultRule::from(rule)).as_ref(), Ok(rule));
+                        }
+                    }
+                }
+            }
+        }
+        "clear_fault" => {
+            if let Some(arguments) = typed::<fault::ClearFault>(&verb, &arguments)
+                && let Err(error) = arguments.which()
+            {
+                refusal(&error);
+            }
+        }
         "list_flows" => {
             if let Some(list) = typed::<observe::ListFlows>(&verb, &arguments) {
                 if let Some(Ok(cursor)) = list.after.as_ref().map(|text| text.parse::<Cursor>()) {

@@ -11,6 +11,7 @@
 //!                                           ◄──  Listened                   (2)
 //!   HostDns {...}                           ──►   (again whenever the servers change)
 //!   Zone {records, more}                    ──►   (2; as often as needed, and again whenever the names change)
+//!   Faults {faults}                         ──►   (3; of an endpoint that has some: again what a process that died was asked)
 //!   Start                                   ──►
 //!                                           ◄──  Ready | Failed {desc}
 //!   Listen + [fd…] | Unlisten               ──►   (2; whenever the sandbox's ports change)
@@ -43,6 +44,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::verbs::capture::CaptureStatus;
+use super::verbs::fault::FaultRule;
 use crate::network::config::{DnsZone, EndpointConfig, Listener, Membership};
 use crate::network::zone::Record;
 
@@ -94,6 +96,11 @@ pub enum ToNetwork {
         records: Vec<Record>,
         /// The next message has the next part; only with the last one they are complete.
         more: bool,
+    },
+    /// What happens to the endpoint's packets on purpose; said where there is any such thing.
+    Faults {
+        /// All rules, with what a process before this one answered.
+        faults: Vec<FaultRule>,
     },
     /// Everything is told: begin.
     Start,

@@ -114,7 +114,7 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
     for (name, address) in [("IPv4Address", attachment.ip), ("IPv6Address", attachment.ip6)] {
         asked.extend(address.map(|address| (name.to_owned(), json!(address))));
     }
-    json!({
+    let mut all = json!({
         "IPAMConfig": if asked.is_empty() { Value::Null } else { Value::Object(asked) },
         "Links": list(&attachment.links),
         "Aliases": list(&attachment.aliases),
@@ -130,7 +130,12 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
         "GlobalIPv6Address": text(v6, address),
         "GlobalIPv6PrefixLen": v6.map_or(0, |a| a.prefix_len),
         "DNSNames": list(&attachment.names),
-    })
+    });
+    // Not Docker's, and not there where there are none.
+    if runs && !attachment.faults.is_empty() {
+        all["Faults"] = json!(attachment.faults);
+    }
+    all
 }
 
 #[cfg(test)]

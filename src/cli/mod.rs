@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod endpoint_args;
 pub mod events;
 pub mod exec;
+pub mod fault;
 pub mod flows;
 pub mod format;
 pub mod hosts;
@@ -103,6 +104,8 @@ pub enum Action {
     Events(events::EventsArgs),
     /// Write frames of a running sandbox into a pcapng file.
     Capture(capture::CaptureArgs),
+    /// Give a running sandbox a bad network on purpose: delay, loss, a slow line, names that fail.
+    Fault(fault::FaultArgs),
     /// Watch a running sandbox: flows by rate, names, drops.
     Top(top::TopArgs),
     /// Send a request to a control socket.
@@ -173,6 +176,7 @@ pub fn main() -> ExitCode {
         Action::Stats(args) => stats::main(&args),
         Action::Events(args) => events::main(&args),
         Action::Capture(args) => capture::main(&args),
+        Action::Fault(args) => fault::main(&args),
         Action::Top(args) => top::main(&args),
         Action::Ctl(args) => ctl::main(&args),
         Action::Complete(args) => complete::main(&args),

@@ -33,9 +33,13 @@
 //! **Limits.** Questions in flight, servers, connections' pipelines and every wait are bounded by [`Limits`]; beyond the
 //! first there is SERVFAIL at once, counted in [`Stats::overload`]. What is answered here needs no place in flight.
 //!
+//! **Faults on purpose.** [`Resolver::set_failing`] has a share of questions answered SERVFAIL, drawn for each by a seed before
+//! anything else is done with it.
+//!
 //! **Watching.** [`Resolver::observe`] takes a bounded channel that gets one [`Event`] for each question; when it is full
 //! events are lost and counted. Unwatched, this costs one atomic load a question.
 
+mod failing;
 mod stats;
 
 use std::future::{Future, poll_fn};
@@ -56,11 +60,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::peers::Peer;
 use crate::network::config::DnsZone;
 use crate::network::directory::{Aliases, Directory};
+use crate::network::fault::Share;
 use crate::network::zone::{Answer, Zone};
 use crate::wire::dns_build::{self, Builder};
-use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_AXFR, TYPE_IXFR};
+use crate::wire::dns_message::{self, CLASS_IN, Query, Rcode, TYPE_A, TYPE_AAAA, TYPE_AXFR, TYPE_IXFR};
 use crate::wire::dns_name::Name;
 
+use failing::Failing;
 use stats::{Counters, count};
 pub use stats::{EVENT_ADDRESSES, Event, Source, Stats};
 
@@ -110,6 +116,8 @@ pub enum Transport {
     Tcp,
 }
 
+/// Addresses of one name, of each family, that are told to who asks for them here.
+const NAME_ADDRESSES: usize = 64;
 /// Room for an answer over UDP. A question that announces less has a server that sends less; what does not fit is asked
 /// for over TCP.
 const UDP_BUFFER: usize = 4096;
@@ -143,6 +151,7 @@ pub struct Resolver {
     /// True while `observer` is somebody.
     observed: AtomicBool,
     observer: RwLock<Option<mpsc::Sender<Event>>>,
+    failing: Failing,
     in_flight: AtomicUsize,
     counters: Counters,
     random: RandomState,
@@ -190,6 +199,7 @@ impl Resolver {
             domains: RwLock::new(Arc::new([])),
             observed: AtomicBool::new(false),
             observer: RwLock::new(None),
+            failing: Failing::default(),
             in_flight: AtomicUsize::new(0),
             counters: Counters::default(),
             random: RandomState::new(),
@@ -256,6 +266,26 @@ impl Resolver {
         None
     }
 
+    /// This share of questions fails on purpose from now on; the others are given as they were. Chance begins anew where the
+    /// seed, or how often it was given, is another than before.
+    pub fn set_failing(&self, (share, seed, restarts): (Share, u64, u32)) {
+        self.failing.set(share, (seed, restarts));
+    }
+
+    /// The addresses that the guest would get for a name, IPv4 and IPv6. Nothing fails here on purpose, and nobody is told.
+    pub async fn addresses(&self, name: &Name) -> Vec<IpAddr> {
+        let ask = async |qtype: u16| {
+            let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            message.extend(name.as_wire());
+            message.extend([qtype.to_be_bytes(), CLASS_IN.to_be_bytes()].concat());
+            let Ok(query) = Query::parse(&message) else { return Vec::new() };
+            let (answer, _) = self.answer(&query, Transport::Tcp).await;
+            dns_build::addresses(&answer, NAME_ADDRESSES)
+        };
+        let (v4, v6) = tokio::join!(ask(TYPE_A), ask(TYPE_AAAA));
+        [v4, v6].concat()
+    }
+
     /// The domains whose names go to servers of their own from now on, instead of those of before; of each list those
     /// beyond [`Limits::servers`] are left out. A domain without servers fails.
     pub fn set_zones(&self, zones: &[DnsZone]) {
@@ -302,7 +332,12 @@ impl Resolver {
             Transport::Tcp => MAX_MESSAGE,
         };
         let begun = self.observed.load(Ordering::Relaxed).then(Instant::now);
-        let (answer, source) = self.answer(&parsed, transport).await;
+        let (answer, source) = if self.failing.draw() {
+            count(&self.counters.fault);
+            (parsed.answer(Rcode::ServFail), Source::Nobody)
+        } else {
+            self.answer(&parsed, transport).await
+        };
         if let Some(begun) = begun {
             self.tell(&parsed, transport, &answer, source, begun.elapsed());
         }

@@ -13,6 +13,7 @@ pub mod creation;
 pub mod definition;
 pub mod desired;
 pub mod directory;
+pub mod fault;
 pub mod gateway;
 pub mod ipam;
 pub mod lease;

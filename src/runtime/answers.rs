@@ -10,10 +10,12 @@ use tokio::net::UnixStream;
 use super::capture::Origin;
 use super::command::DataPlane;
 use super::events;
+use super::faults::Faults;
 use super::observe::Observer;
 use crate::api::attach::Context;
 use crate::api::error::{self, ApiError, Code};
 use crate::api::verbs::capture::{CaptureList, CaptureStarted, CaptureStatus, ListCaptures, StartCapture, StopCapture};
+use crate::api::verbs::fault;
 use crate::api::verbs::observe::SUBSCRIBE;
 use crate::api::verbs::ports::PortTraffic;
 use crate::network::capture::CaptureOptions;
@@ -25,12 +27,19 @@ pub const PORT_TRAFFIC: &str = "port_traffic";
 pub struct Answers {
     plane: DataPlane,
     observer: Option<Observer>,
+    faults: Option<Faults>,
 }
 
 impl Answers {
     /// Over this data plane; `observer` answers what is asked about it.
     pub fn new(plane: DataPlane, observer: Option<Observer>) -> Self {
-        Self { plane, observer }
+        Self { plane, observer, faults: None }
+    }
+
+    /// The same, with faults on purpose.
+    #[must_use]
+    pub fn with_faults(self, faults: Faults) -> Self {
+        Self { faults: Some(faults), ..self }
     }
 
     /// What observes the data plane.
@@ -103,10 +112,22 @@ impl Answers {
             }
             SUBSCRIBE => self.subscribe(arguments, fds, context.resumed).map(|()| json!({})),
             known
+                if fault::VERBS.contains(&known)
+                    && let Some(faults) = &self.faults =>
+            {
+                faults.answer(known, arguments).await
+            }
+            known
                 if Observer::knows(known)
                     && let Some(observer) = &self.observer =>
             {
-                observer.answer(known, arguments).await
+                let mut answer = observer.answer(known, arguments).await?;
+                if known == "get_info"
+                    && let Some(faults) = &self.faults
+                {
+                    answer["faults"] = faults.count().await.into();
+                }
+                Ok(answer)
             }
             other => Err(ApiError::new(Code::UnknownVerb, format!("the network process knows no verb '{other}'"))),
         }

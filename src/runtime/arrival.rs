@@ -2,8 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{Attached, RuntimeError, control};
+use super::{Attached, RuntimeError, control, faults};
 use crate::api::attach::{self, ToNetwork};
+use crate::network::fault::Rules;
 
 /// What has been said so far.
 #[derive(Debug, Default)]
@@ -50,6 +51,7 @@ impl Arrival {
                     api: None,
                     exit: None,
                     membership: membership.map(|membership| *membership).unwrap_or_default(),
+                    faults: Rules::default(),
                 }));
             }
             (ToNetwork::Metrics, Some(attached)) => {
@@ -69,6 +71,7 @@ impl Arrival {
                 (attached.dns.servers, attached.dns.zones) = (servers, zones);
             }
             (ToNetwork::Zone { records, more }, Some(attached)) => attached.dns.take_part(records, more),
+            (ToNetwork::Faults { faults }, Some(attached)) => attached.faults = faults::told(&faults),
             (ToNetwork::Start, Some(_)) => {
                 let attached = self.attached.take();
                 return attached.map(Heard::Start).ok_or(RuntimeError::Protocol("started without an endpoint"));

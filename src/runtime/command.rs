@@ -25,8 +25,10 @@ use super::endpoint::Endpoint;
 use super::events::Hub;
 use crate::api::verbs::observe::EventKind;
 use crate::network::config::Listener;
+use crate::network::fault::Rule;
 use crate::stack::arena::Id;
 use crate::stack::census::{Cursor, FlowFilter, FlowId, FlowRecord, Numbers, PAGE};
+use crate::stack::fault::Counts;
 use crate::stack::ledger::{PortTotals, Traffic};
 use crate::stack::switch::AttachRefusal;
 use crate::stack::verdict::DropCounters;
@@ -97,6 +99,13 @@ pub enum Command {
         id: FlowId,
         /// Whether it was there.
         done: oneshot::Sender<bool>,
+    },
+    /// Faults on purpose.
+    Faults {
+        /// All rules from now on; None leaves them.
+        rules: Option<Vec<Rule>>,
+        /// What happened so far by each of those that hold now.
+        done: oneshot::Sender<Vec<[Counts; 2]>>,
     },
     /// All numbers.
     Stats {
@@ -211,6 +220,8 @@ pub struct Statistics {
     pub drops: DropCounters,
     /// What went through published ports, where anything did.
     pub ports: Vec<PortTotals>,
+    /// Packets that were held on purpose.
+    pub delayed: u64,
 }
 
 /// The control plane's handle on one endpoint of the data plane; clones are the same handle.
@@ -324,6 +335,11 @@ impl DataPlane {
     /// All numbers.
     pub async fn statistics(&self) -> io::Result<Box<Statistics>> {
         self.ask(|done| Command::Stats { done }).await
+    }
+
+    /// Has these rules of faults hold, where some are given; what happened by each of those that hold then.
+    pub async fn faults(&self, rules: Option<Vec<Rule>>) -> io::Result<Vec<[Counts; 2]>> {
+        self.ask(|done| Command::Faults { rules, done }).await
     }
 
     /// Has flows that begin and end told, or no longer.

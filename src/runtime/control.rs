@@ -19,6 +19,7 @@ use super::answers::Answers;
 use super::api::{self, Desk};
 use super::command::DataPlane;
 use super::events::{self, FlowHearer};
+use super::faults::Faults;
 use super::forwards::Forwards;
 use super::metrics_http;
 use super::observe::{Identity, Observer};
@@ -27,6 +28,7 @@ use super::told::Told;
 use crate::api::attach::ZoneParts;
 use crate::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 use crate::network::config::DnsZone;
+use crate::network::fault::Rules;
 use crate::network::zone::{self, Record, Zone};
 use crate::stack::arena::Id;
 
@@ -152,6 +154,8 @@ pub struct Control {
     pub plane: DataPlane,
     /// What the process tells of itself, and what the data plane tells of flows.
     pub observed: Option<(Identity, FlowHearer)>,
+    /// Faults that hold from the beginning.
+    pub faults: Rules,
 }
 
 impl Control {
@@ -173,9 +177,11 @@ impl Control {
     }
 
     async fn serve(self) {
-        let Self { supervisor, dns, mut queries, answers, wake, metrics, api: api_socket, plane, observed } = self;
+        let Self { supervisor, dns, mut queries, answers, wake, metrics, api: api_socket, plane, observed, faults } =
+            self;
         let resolver = Arc::new(Resolver::new(Limits::default()));
         dns.tell(&resolver);
+        let faults = Faults::new(plane.clone(), Arc::clone(&resolver), faults);
         let observer = observed.map(|(identity, hearer)| {
             tokio::task::spawn_local(events::watch(plane.clone(), hearer, Arc::clone(&resolver)));
             Observer::new(plane.clone(), identity, Arc::clone(&resolver))
@@ -186,7 +192,7 @@ impl Control {
         let mut own = None;
         let mut monitor = match supervisor {
             Supervisor::Monitor(conn) => {
-                let asked = Rc::new(Answers::new(plane.clone(), observer));
+                let asked = Rc::new(Answers::new(plane.clone(), observer).with_faults(faults));
                 match crate::sys::fd::watch(conn) {
                     Ok(conn) => {
                         let told = Told::start(conn, (Arc::clone(&resolver), dns), plane, asked);
@@ -202,7 +208,8 @@ impl Control {
                 let hub = plane.hub().clone();
                 let names = Rc::new(OwnNames::new(Arc::clone(&resolver), hub, dns.servers, Some(host_dns)));
                 if let Some((listener, forwards)) = api_socket {
-                    let desk = Desk::new(forwards, Rc::clone(&names), Answers::new(plane, observer));
+                    let desk =
+                        Desk::new(forwards, Rc::clone(&names), Answers::new(plane, observer).with_faults(faults));
                     tokio::task::spawn_local(api::serve(listener, desk));
                 }
                 own = Some(names);

@@ -26,6 +26,7 @@ use crate::host::echo;
 use crate::host::gather::Run;
 use crate::host::stream::{self, Connect, Moved};
 use crate::network::config::{EndpointConfig, Membership, Proto};
+use crate::network::fault::Rules;
 use crate::stack::arena::Id;
 use crate::stack::census::Numbers;
 use crate::stack::flow::GuestPort;
@@ -64,6 +65,8 @@ pub struct Parts {
     pub flows: FlowTeller,
     /// Where questions for names go.
     pub queries: mpsc::Sender<DnsQuery>,
+    /// What happens to frames on purpose, from the first on.
+    pub faults: Rules,
     /// On a shared network: what that says of all, how this one is a member, and who is told when its TAP is gone.
     pub shared: Option<(NetworkRules, Membership, oneshot::Sender<()>)>,
 }
@@ -95,9 +98,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// Puts it together; nothing of the guest's is read before [`Sockets::register`].
     pub fn new(parts: Parts, limits: Limits, seed: u64, now: Instant, epoll: Arc<Epoll>) -> Self {
-        let Parts { id, config, tap, captures, flows, queries, shared } = parts;
+        let Parts { id, config, tap, captures, flows, queries, faults, shared } = parts;
         let mut sockets = Sockets::new(id, &config, tap, epoll, queries);
         sockets.captures = captures;
+        sockets.now = now;
+        sockets.set_faults(faults.all(), now);
         let mut stack = Stack::new(config, limits, seed, now);
         let (mut membership, mut gone) = (None, None);
         if let Some((rules, member, tell)) = shared {
@@ -129,11 +134,14 @@ impl Endpoint {
 
     /// When something of this endpoint is due next.
     pub fn next_due(&self) -> Option<Instant> {
-        [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due()].into_iter().flatten().min()
+        let held = self.sockets.faults.as_ref().and_then(|faults| faults.next_timeout());
+        [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due(), held].into_iter().flatten().min()
     }
 
     /// Does what time demands.
     pub fn handle_timeout(&mut self, now: Instant) {
+        // Those on the other way are the engine's.
+        self.sockets.release_to_guest(now);
         if self.resting_until.is_some_and(|at| at <= now) {
             self.resting_until = None;
             self.sockets.resume_listeners();
@@ -620,7 +628,16 @@ impl Endpoint {
                 };
                 let drops = self.stack.drops().clone();
                 let ports = self.stack.port_totals().copied().collect();
-                let _ = done.send(Box::new(Statistics { numbers, drops, ports }));
+                let delayed = self.sockets.delayed();
+                let _ = done.send(Box::new(Statistics { numbers, drops, ports, delayed }));
+            }
+            Command::Faults { rules, done } => {
+                if let Some(rules) = rules {
+                    self.sockets.set_faults(&rules, now);
+                    self.sockets.release_to_guest(now);
+                }
+                let counts = self.sockets.faults.as_ref().map(|faults| faults.counts().collect());
+                let _ = done.send(counts.unwrap_or_default());
             }
             Command::Events { on, done } => {
                 self.stack.listen_to_flows(on);

@@ -10,11 +10,14 @@
 //! dropped and counted, as a switch of any kind does. Per turn only those are looked at that something happened to; when the
 //! next of all is due is known without looking at any ([`Earliest`]).
 //!
+//! What faults on purpose hold (`stack::fault`) goes on in the turn in which it is due; while any endpoint has some, waiting is
+//! timed in nanoseconds instead of milliseconds.
+//!
 //! Endpoints come and go between events and the next wait, so no event is ever of a predecessor in its slot.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -25,25 +28,28 @@ use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::{self, Taken};
-use super::command::{AttachError, DataPlane, FIRST, MemberTraffic, Order, Orders};
+use super::command::{AttachError, Command, DataPlane, FIRST, MemberTraffic, Order, Orders};
 use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
 use super::endpoint::{Endpoint, Parts};
 use super::events;
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::observe::Identity;
-use super::sockets::{MAX_SLOTS, Token, What};
+use super::sockets::{MAX_SLOTS, Sockets, Token, What};
 use super::vigil::{self, Vigil};
 use super::{Attached, RuntimeError, system};
 use crate::api::attach::{self, FromNetwork};
 use crate::host::address;
 use crate::link::pcap::Direction;
 use crate::link::tap::Read;
+use crate::network::fault;
 use crate::stack::arena::Id;
 use crate::stack::deadline::Earliest;
+use crate::stack::fault::Verdict;
 use crate::stack::ledger::Traffic;
 use crate::stack::switch::{Members, Switch};
 use crate::stack::verdict::DropReason;
 use crate::stack::{Limits, Output};
+use crate::sys;
 use crate::wire::vnet::{MAX_FRAME, VNET_HDR_LEN};
 
 /// Events taken in one wait.
@@ -76,11 +82,18 @@ pub enum End {
 }
 
 /// The endpoints, by slot.
-#[derive(Default)]
 struct Table {
     slots: Vec<Option<Box<Endpoint>>>,
     /// Those that something happened to this turn.
     touched: Vec<u32>,
+    /// The turn's time.
+    now: Instant,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { slots: Vec::new(), touched: Vec::new(), now: Instant::ZERO }
+    }
 }
 
 impl Table {
@@ -91,6 +104,7 @@ impl Table {
     /// The endpoint, noted as one that something happened to.
     fn touch(&mut self, slot: u32) -> Option<&mut Endpoint> {
         let endpoint = self.slots.get_mut(slot as usize)?.as_deref_mut()?;
+        endpoint.sockets.now = self.now;
         if !std::mem::replace(&mut endpoint.touched, true) {
             self.touched.push(slot);
         }
@@ -110,10 +124,12 @@ impl Table {
 
 impl Members for Table {
     fn to_member(&mut self, member: u16, frame: &[u8]) {
+        let now = self.now;
         let Some(endpoint) = self.at(member.into()) else { return };
+        endpoint.sockets.now = now;
         let taken = endpoint.sockets.to_guest(frame);
         // Nothing else needs the end of the turn.
-        if !taken || !endpoint.sockets.captures.is_empty() {
+        if !taken || !endpoint.sockets.captures.is_empty() || endpoint.sockets.faults.is_some() {
             if !taken {
                 endpoint.sockets.drops.count(DropReason::Link);
             }
@@ -143,6 +159,8 @@ pub struct Engine {
     /// Bytes that this turn moved.
     moved: u64,
     vigil: Vigil,
+    /// Some endpoint has faults: deadlines are shorter than a millisecond.
+    precise: bool,
     /// Held open while epoll watches it.
     #[allow(dead_code, reason = "to be open is what it does")]
     exit: Option<OwnedFd>,
@@ -196,6 +214,7 @@ impl Engine {
             turn: 0,
             moved: 0,
             vigil: Vigil::default(),
+            precise: false,
             exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
@@ -216,7 +235,7 @@ impl Engine {
 
 /// Sets both planes up for one endpoint; nothing of the guest is read yet.
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint: config, tap, pcap, listeners, dns, metrics, api, exit, membership: _ } = attached;
+    let Attached { endpoint: config, tap, pcap, listeners, dns, metrics, api, exit, membership: _, faults } = attached;
     let (mut engine, ends) = Engine::new(None)?;
     let Ends { queries, ask, answers, wake, orders, epoll, since } = ends;
     if let Some(exit) = exit {
@@ -231,7 +250,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     let identity = Identity { since, ..Identity::new(config.clone(), limits) };
     let (flows, hearer) = events::flow_channel();
     let captures = first_captures(&plane, pcap);
-    let parts = Parts { id: FIRST, config, tap, captures, flows, queries: ask, shared: None };
+    let parts = Parts { id: FIRST, config, tap, captures, flows, queries: ask, faults: faults.clone(), shared: None };
     let mut endpoint = Endpoint::new(parts, limits, seed()?, Instant::ZERO, epoll);
     for (number, (listener, fd)) in listeners.into_iter().enumerate() {
         plane.know(number, listener);
@@ -240,7 +259,7 @@ pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Cont
     engine.install(Box::new(endpoint)).map_err(|(error, _)| system("set up epoll")(error))?;
     let observed = Some((identity, hearer));
     let metrics = metrics.map(Into::into);
-    Ok((engine, Control { supervisor, dns, queries, answers, wake, metrics, api, plane, observed }))
+    Ok((engine, Control { supervisor, dns, queries, answers, wake, metrics, api, plane, observed, faults }))
 }
 
 /// The captures that an endpoint begins with: that of the run, where the user asked for one.
@@ -282,6 +301,7 @@ impl Engine {
         loop {
             let ready = self.wait(&mut events)?;
             let now = self.now();
+            self.table.now = now;
             self.turn = self.turn.wrapping_add(1);
             self.refresh(now);
             let mut control = false;
@@ -310,8 +330,10 @@ impl Engine {
             while let Some(slot) = self.due.due(now) {
                 // Not due again before it has settled.
                 self.due.set(slot, None);
-                if let Some(endpoint) = self.table.touch(slot as u32) {
-                    endpoint.handle_timeout(now);
+                let Some(endpoint) = self.table.touch(slot as u32) else { continue };
+                endpoint.handle_timeout(now);
+                if endpoint.sockets.faults.is_some() {
+                    self.release(slot as u32, now);
                 }
             }
             if let Some(switch) = &mut self.switch
@@ -331,8 +353,8 @@ impl Engine {
     fn wait(&mut self, events: &mut [EpollEvent]) -> Result<usize, RuntimeError> {
         let mut awake = self.vigil.is_due().then(|| Clock::now() + vigil::PATIENCE);
         loop {
-            let timeout = if awake.is_some() { EpollTimeout::ZERO } else { self.timeout() };
-            match self.epoll.wait(events, timeout) {
+            let waited = if awake.is_some() { self.epoll.wait(events, EpollTimeout::ZERO) } else { self.sleep(events) };
+            match waited {
                 Ok(0) if awake.is_some_and(|until| Clock::now() < until) => std::hint::spin_loop(),
                 Ok(0) if awake.is_some() => {
                     self.vigil.handle_missed();
@@ -345,15 +367,30 @@ impl Engine {
         }
     }
 
-    fn timeout(&self) -> EpollTimeout {
+    /// Sleeps until something happens or is due. In milliseconds, rounded up (waking early would spin until the deadline): the
+    /// stack's deadlines are that coarse. Those of faults are not.
+    fn sleep(&mut self, events: &mut [EpollEvent]) -> Result<usize, Errno> {
+        let wait = self.left();
+        if self.precise {
+            match sys::epoll::wait(self.epoll.0.as_fd(), events, wait) {
+                // Older than Linux 5.11, or a container runtime's filter is.
+                Err(Errno::ENOSYS | Errno::EPERM) => self.precise = false,
+                waited => return waited,
+            }
+        }
+        let timeout = EpollTimeout::try_from(wait.as_micros().div_ceil(1000) as u64 as i32);
+        self.epoll.wait(events, timeout.unwrap_or(EpollTimeout::NONE))
+    }
+
+    /// How long until something is due.
+    fn left(&self) -> Duration {
         let now = self.now();
         let mut wait = LONGEST_WAIT;
         for at in [self.due.next(), self.switch.as_ref().and_then(Switch::next_timeout)].into_iter().flatten() {
             let left = if at > now { Duration::from_micros((at - now).total_micros()) } else { Duration::ZERO };
             wait = wait.min(left);
         }
-        // Rounded up: waking early would spin until the deadline.
-        EpollTimeout::try_from(wait.as_micros().div_ceil(1000) as u64 as i32).unwrap_or(EpollTimeout::NONE)
+        wait
     }
 
     /// What is done now and then while there is traffic, at most once a second.
@@ -374,8 +411,32 @@ impl Engine {
         }
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
         let result = self.read_frames(&mut endpoint, share, now);
+        if endpoint.sockets.faults.is_some() {
+            self.release_from_guest(&mut endpoint, now);
+        }
         self.table.slots[slot as usize] = Some(endpoint);
         result
+    }
+
+    /// Frames of this guest's that were held until now go on.
+    fn release(&mut self, slot: u32, now: Instant) {
+        let Some(mut endpoint) = self.table.slots.get_mut(slot as usize).and_then(Option::take) else { return };
+        self.release_from_guest(&mut endpoint, now);
+        endpoint.sockets.forget_faults();
+        self.table.slots[slot as usize] = Some(endpoint);
+    }
+
+    fn release_from_guest(&mut self, endpoint: &mut Endpoint, now: Instant) {
+        while let Some(faults) = &mut endpoint.sockets.faults
+            && let Some(mut frame) = faults.poll_due(now, fault::Direction::FromGuest)
+        {
+            carry_on(&mut self.switch, &mut self.table, endpoint, &mut frame, now);
+        }
+    }
+
+    /// Whether deadlines of faults are waited for.
+    fn note_faults(&mut self) {
+        self.precise = self.table.all().any(|endpoint| endpoint.sockets.faults.is_some());
     }
 
     fn read_frames(&mut self, endpoint: &mut Endpoint, share: usize, now: Instant) -> Result<(), RuntimeError> {
@@ -410,16 +471,10 @@ impl Engine {
             if !endpoint.sockets.captures.is_empty() {
                 endpoint.sockets.captures.take(Direction::FromGuest, frame);
             }
-            let Endpoint { id, stack, sockets, .. } = &mut *endpoint;
-            match &mut self.switch {
-                None => stack.handle_from_guest(now, frame, sockets),
-                Some(switch) => {
-                    let member = id.index as u16;
-                    switch.handle_from_guest(now, member, frame, (stack, sockets), &mut self.table);
-                }
-            }
-            if !endpoint.sockets.errors.is_empty() {
-                endpoint.tell_errors();
+            let Sockets { faults, drops, .. } = &mut endpoint.sockets;
+            let verdict = faults.as_mut().map(|one| one.handle_frame(now, fault::Direction::FromGuest, frame, drops));
+            if verdict != Some(Verdict::Taken) {
+                carry_on(&mut self.switch, &mut self.table, endpoint, frame, now);
             }
             if bytes >= BYTE_BUDGET {
                 return Ok(());
@@ -472,8 +527,13 @@ impl Engine {
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Endpoint(id, command) => {
+                let faults = matches!(command, Command::Faults { rules: Some(_), .. });
                 if let Some(endpoint) = self.table.touch_id(id) {
                     endpoint.obey(command, now, &mut self.datagram);
+                }
+                if faults {
+                    self.release(id.index, now);
+                    self.note_faults();
                 }
             }
             Order::Attach { endpoint, done } => {
@@ -532,6 +592,7 @@ impl Engine {
         endpoint.refresh(self.addresses);
         self.due.set(slot, endpoint.next_due());
         self.table.slots[slot] = Some(endpoint);
+        self.note_faults();
         Ok(())
     }
 
@@ -543,7 +604,20 @@ impl Engine {
         let mut endpoint = self.table.slots[id.index as usize].take()?;
         self.due.set(id.index as usize, None);
         endpoint.bury();
+        self.note_faults();
         Some(endpoint)
+    }
+}
+
+/// A frame of a guest's goes to the switch, or to its stack.
+fn carry_on(switch: &mut Option<Switch>, table: &mut Table, endpoint: &mut Endpoint, frame: &mut [u8], now: Instant) {
+    let Endpoint { id, stack, sockets, .. } = &mut *endpoint;
+    match switch {
+        None => stack.handle_from_guest(now, frame, sockets),
+        Some(switch) => switch.handle_from_guest(now, id.index as u16, frame, (stack, sockets), table),
+    }
+    if !endpoint.sockets.errors.is_empty() {
+        endpoint.tell_errors();
     }
 }
 

@@ -22,6 +22,7 @@ pub mod control;
 pub mod endpoint;
 pub mod engine;
 pub mod events;
+pub mod faults;
 pub mod forwards;
 mod metrics_http;
 pub mod network;
@@ -39,6 +40,7 @@ use std::process::ExitCode;
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::confine;
 use crate::network::config::{EndpointConfig, Listener, Membership};
+use crate::network::fault::Rules;
 use arrival::{Arrival, Heard};
 use control::{Control, HostDns, Supervisor};
 use engine::End;
@@ -64,6 +66,8 @@ pub struct Attached {
     pub exit: Option<OwnedFd>,
     /// How the endpoint is a member, where the network is shared.
     pub membership: Membership,
+    /// What happens to its packets on purpose.
+    pub faults: Rules,
 }
 
 /// Why an attach failed.

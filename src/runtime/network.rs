@@ -45,6 +45,7 @@ use super::command::{AttachError as Refusal, DataPlane, MemberTraffic, Order};
 use super::control::answer_query;
 use super::endpoint::{Endpoint, Parts};
 use super::engine::{Ends, Engine, first_captures, seed};
+use super::faults::Faults;
 use super::observe::{Identity, Observer};
 use super::sockets::MAX_SLOTS;
 use super::told::Told;
@@ -301,7 +302,7 @@ impl Network {
 
     /// Serves an endpoint, or says why not.
     async fn admit(&self, attached: Box<Attached>) -> Result<Served, String> {
-        let Attached { endpoint: config, tap, pcap, listeners, mut dns, metrics, membership, .. } = *attached;
+        let Attached { endpoint: config, tap, pcap, listeners, mut dns, metrics, membership, faults, .. } = *attached;
         let Membership { names, links } = &membership;
         let aliases = self.read(|directory| directory.aliases(links)).map_err(|error| error.to_string())?;
         let id = self.take_slot()?;
@@ -324,6 +325,7 @@ impl Network {
             captures: first_captures(&plane, pcap),
             flows,
             queries: self.ends.ask.clone(),
+            faults: faults.clone(),
             shared: Some((rules, membership.clone(), tell_gone)),
         };
         let now = Instant::from_micros(i64::try_from(self.ends.since.elapsed().as_micros()).unwrap_or(i64::MAX));
@@ -365,7 +367,8 @@ impl Network {
         let metrics =
             metrics.map(|socket| tokio::task::spawn_local(metrics_http::serve(socket.into(), observer.clone())));
         let tasks = std::iter::once(events).chain(metrics).collect();
-        let answers = Rc::new(Answers::new(plane.clone(), Some(observer)));
+        let faults = Faults::new(plane.clone(), Arc::clone(&resolver), faults);
+        let answers = Rc::new(Answers::new(plane.clone(), Some(observer)).with_faults(faults));
         Ok(Served { id, plane, resolver, answers, names: dns, tasks, gone })
     }
 

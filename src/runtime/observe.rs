@@ -194,12 +194,14 @@ impl Observer {
                 echo_sessions: limits.ping_sessions as u64,
             },
             confinement: confinement.clone(),
+            // Said by who knows (`runtime::answers`).
+            faults: 0,
             log_level: crate::telemetry::in_force(),
         }
     }
 
     async fn stats(&self) -> Result<api::Stats, ApiError> {
-        let Statistics { numbers, drops, .. } = *self.plane.statistics().await.map_err(gone)?;
+        let Statistics { numbers, drops, delayed, .. } = *self.plane.statistics().await.map_err(gone)?;
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         let mut put = |name: &str, value| counters.insert(name.to_owned(), value);
         put("frames_from_guest", numbers.frames_from_guest);
@@ -219,6 +221,7 @@ impl Observer {
         put("udp_evicted", numbers.evicted[0]);
         put("echo_evicted", numbers.evicted[1]);
         put("dns_queries_udp", numbers.dns_queries);
+        put("fault_delayed", delayed);
         for (name, value) in self.resolver.stats().named() {
             put(name, value);
         }
@@ -230,7 +233,7 @@ impl Observer {
     /// they began, also where they have already grown past those of before.
     pub async fn metrics(&self) -> Result<String, ApiError> {
         let statistics = self.plane.statistics().await.map_err(gone)?;
-        let Statistics { numbers, drops, ports } = &*statistics;
+        let Statistics { numbers, drops, ports, delayed } = &*statistics;
         let (mut text, born) = (Exposition::default(), self.identity.since_date);
         text.family("tapway_uptime_seconds", "gauge", Some("seconds"), "Time since forwarding began.");
         text.sample("tapway_uptime_seconds", &[], format_args!("{:.6}", self.identity.since.elapsed().as_secs_f64()));
@@ -278,6 +281,8 @@ impl Observer {
         for &reason in DropReason::ALL {
             text.counter("tapway_drops", &[("reason", reason.name())], born, drops.get(reason));
         }
+        text.family("tapway_fault_delayed", "counter", None, "Packets that were held on purpose.");
+        text.counter("tapway_fault_delayed", &[], born, *delayed);
         text.family("tapway_dns", "counter", None, "What happened to questions of the guest.");
         for (name, value) in self.resolver.stats().named() {
             text.counter("tapway_dns", &[("event", name.strip_prefix("dns_").unwrap_or(name))], born, value);

@@ -10,13 +10,16 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use smoltcp::time::Instant;
 
 use super::control::DnsQuery;
 use super::sockets::{ERROR_DATA, KeptError, MAX_ERRORS, Sockets, What, errno};
 use crate::host::datagram::Datagram;
 use crate::host::echo::{self, ECHO_HDR_LEN, Echo};
 use crate::link::pcap::Direction;
+use crate::network::fault;
 use crate::stack::arena::Id;
+use crate::stack::fault::{Faults, Limits, Verdict};
 use crate::stack::ledger::Traffic;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::{DropCounters, DropReason};
@@ -254,8 +257,9 @@ fn keep_local(
     errors.push(kept);
 }
 
-impl Output for Sockets {
-    fn to_guest(&mut self, frame: &[u8]) -> bool {
+impl Sockets {
+    /// Writes a frame to the TAP; false if it did not take it.
+    fn write(&mut self, frame: &[u8]) -> bool {
         if !self.captures.is_empty() {
             self.captures.take(Direction::ToGuest, frame);
         }
@@ -264,6 +268,57 @@ impl Output for Sockets {
             self.crossed.add(&Traffic::to_guest(1, frame.len() - VNET_HDR_LEN));
         }
         taken
+    }
+
+    /// The same for one that something may happen to first: true if the link is not to blame.
+    fn write_or_hold(&mut self, frame: &[u8]) -> bool {
+        let Some(faults) = &mut self.faults else { return self.write(frame) };
+        match faults.handle_frame(self.now, fault::Direction::ToGuest, frame, &mut self.drops) {
+            Verdict::Pass => self.write(frame),
+            Verdict::Taken => {
+                self.release_to_guest(self.now);
+                true
+            }
+        }
+    }
+
+    /// Writes the frames that were held until now.
+    pub fn release_to_guest(&mut self, now: Instant) {
+        while let Some(faults) = &mut self.faults
+            && let Some(frame) = faults.poll_due(now, fault::Direction::ToGuest)
+        {
+            if !self.write(&frame) {
+                self.drops.count(DropReason::Link);
+            }
+        }
+    }
+
+    /// These faults hold from now on. What goes on because of that is due now: [`Sockets::release_to_guest`], and the engine for
+    /// the other direction.
+    pub fn set_faults(&mut self, rules: &[fault::Rule], now: Instant) {
+        if self.faults.is_none() && rules.is_empty() {
+            return;
+        }
+        let faults = self.faults.get_or_insert_with(|| Box::new(Faults::new(Limits::default())));
+        faults.set_rules(rules, now);
+    }
+
+    /// Faults that are over, and hold nothing any more, cost nothing from now on.
+    pub fn forget_faults(&mut self) {
+        if let Some(faults) = self.faults.take_if(|faults| faults.is_idle()) {
+            self.delayed += faults.delayed();
+        }
+    }
+
+    /// Packets that were held on purpose.
+    pub fn delayed(&self) -> u64 {
+        self.delayed + self.faults.as_ref().map_or(0, |faults| faults.delayed())
+    }
+}
+
+impl Output for Sockets {
+    fn to_guest(&mut self, frame: &[u8]) -> bool {
+        if self.faults.is_some() { self.write_or_hold(frame) } else { self.write(frame) }
     }
 
     fn udp_to_host(&mut self, send: &UdpToHost<'_>) {

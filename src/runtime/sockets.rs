@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::Taken;
@@ -24,6 +25,7 @@ use crate::host::echo::Echo;
 use crate::link::tap::Tap;
 use crate::network::config::{EndpointConfig, Listener, Proto};
 use crate::stack::arena::Id;
+use crate::stack::fault::Faults;
 use crate::stack::ledger::Traffic;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::DropCounters;
@@ -249,6 +251,12 @@ pub struct Sockets {
     pub(super) warned_sockets: bool,
     /// Who gets copies of frames.
     pub captures: Taken,
+    /// What happens to frames on purpose, where anything does.
+    pub faults: Option<Box<Faults>>,
+    /// Packets that were held by faults that are over.
+    pub(super) delayed: u64,
+    /// The turn's time, for those.
+    pub now: Instant,
 }
 
 pub(super) fn errno(error: &io::Error) -> i32 {
@@ -295,6 +303,9 @@ impl Sockets {
             warned_ping: false,
             warned_sockets: false,
             captures: Taken::default(),
+            faults: None,
+            delayed: 0,
+            now: Instant::ZERO,
         }
     }
 

@@ -184,7 +184,7 @@ impl Told {
                     self.metrics.spawn_local(metrics_http::serve(socket.into(), observer.clone()));
                 }
             }
-            ToNetwork::Attach { .. } | ToNetwork::Start => {
+            ToNetwork::Attach { .. } | ToNetwork::Faults { .. } | ToNetwork::Start => {
                 tracing::warn!("message out of order from the monitor");
             }
         }

@@ -14,6 +14,7 @@
 //! | `list_ports` | what is known here, with the network process's counters |
 //! | `set_log_level` | here and by the network process; successors have it by being forked, or (of a shared one) are told |
 //! | captures | the network process; what runs is kept (`sandbox::captures`) and gone on with by a successor |
+//! | `set_fault`, `clear_fault` | the network process; what holds then is kept, and told to a successor before its first frame |
 //! | `get_namespaces`, `send_signal`, `stop` | the monitor itself, see `sandbox::life` |
 //! | all others | the network process, by `ToNetwork::Ask` |
 //!
@@ -45,6 +46,7 @@ use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
 use crate::api::verbs::capture::StopCapture;
 use crate::api::verbs::dns;
+use crate::api::verbs::fault::FaultList;
 use crate::api::verbs::observe::SetLogLevel;
 use crate::api::verbs::ports as verbs;
 use crate::network::config::Listener;
@@ -99,6 +101,8 @@ pub(super) enum For {
     CaptureStop(Option<u32>),
     /// `list_captures`.
     CaptureList,
+    /// `set_fault` or `clear_fault`: what holds then is kept.
+    Faults,
 }
 
 #[derive(Debug)]
@@ -211,6 +215,9 @@ impl Desk {
         self.tell_servers(at)?;
         if !self.desired.zone_records().is_empty() {
             self.tell_names(at)?;
+        }
+        if !at.faults.is_empty() {
+            at.uplink.link.push(&ToNetwork::Faults { faults: at.faults.clone() }, Vec::new())?;
         }
         at.uplink.link.push(&ToNetwork::Start, Vec::new())?;
         at.attached = true;
@@ -345,6 +352,7 @@ impl Desk {
                 }
                 Err(error) => Err(error),
             },
+            "set_fault" | "clear_fault" => return self.ask(key, &verb, arguments, fds, For::Faults, at, now),
             "list_captures" => return self.ask(key, &verb, arguments, fds, For::CaptureList, at, now),
             _ => return self.ask(key, &verb, arguments, fds, For::Client, at, now),
         };
@@ -470,6 +478,15 @@ impl Desk {
                 None
             }
             For::CaptureStop(wanted) => Some(error::reply(&at.captures.stop(wanted, result))),
+            For::Faults => {
+                if let Ok(value) = &result
+                    && let Ok(FaultList { faults }) = FaultList::deserialize(value)
+                {
+                    at.faults = faults;
+                    self.stale = true;
+                }
+                Some(error::reply(&result))
+            }
             For::CaptureList => Some(error::reply(&at.captures.list(result))),
             For::Done => Some(match result {
                 Err(error) if error.code != Code::Gone => error.reply(),

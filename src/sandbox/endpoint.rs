@@ -25,6 +25,7 @@ use super::place::Place;
 use super::state::Attachment;
 use super::uplink::{Source, Uplink, UplinkError};
 use crate::api::attach::{AttachError, ToNetwork};
+use crate::api::verbs::fault::FaultRule;
 use crate::network::config::{EndpointConfig, Listener, Membership, PlanV4, PlanV6};
 use crate::network::definition::SHORT_ID;
 use crate::network::gateway::Rank;
@@ -66,6 +67,8 @@ pub struct Endpoint {
     pub(super) told_servers: u64,
     pub(super) told_names: u64,
     pub(super) captures: Captures,
+    /// Faults on purpose, as the process told them when they were last changed.
+    pub(super) faults: Vec<FaultRule>,
     /// Subscribers and their arguments.
     pub(super) subscribers: BTreeMap<Key, Map<String, Value>>,
 }
@@ -94,6 +97,7 @@ impl Endpoint {
             told_servers: 0,
             told_names: 0,
             captures: Captures::default(),
+            faults: Vec::new(),
             subscribers: BTreeMap::new(),
         }))
     }
@@ -162,7 +166,7 @@ impl Endpoint {
 
     /// As the state file has it.
     pub fn attachment(&self) -> Attachment {
-        Attachment { gateway: self.gateway, ..self.place.attachment() }
+        Attachment { gateway: self.gateway, faults: self.faults.clone(), ..self.place.attachment() }
     }
 }
 

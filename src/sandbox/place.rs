@@ -145,6 +145,7 @@ impl Place {
             ip6: self.asked.ip6.map(Into::into),
             gw_priority: self.asked.gw_priority,
             gateway: false,
+            faults: Vec::new(),
         }
     }
 }

@@ -19,6 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::locked::{self, Found};
+use crate::api::verbs::fault::FaultRule;
 use crate::network::config::Listener;
 
 /// Longest name, in bytes: room for a suffix within the 255 of a file name, and a DNS label.
@@ -119,6 +120,9 @@ pub struct Attachment {
     pub gw_priority: i32,
     /// The default route leads there, and published ports come from there.
     pub gateway: bool,
+    /// Faults on purpose, as they were set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRule>,
 }
 
 /// An address of an attachment.

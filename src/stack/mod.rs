@@ -25,6 +25,7 @@ pub mod compose;
 pub mod deadline;
 pub mod dhcp;
 pub mod dhcp6;
+pub mod fault;
 pub mod flow;
 pub mod guests;
 mod ingress;

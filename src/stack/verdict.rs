@@ -64,6 +64,10 @@ drop_reasons! {
     Isolated = "isolated",
     /// More ICMP errors or echo than the rate allows.
     RateLimited = "rate_limited",
+    /// Lost on purpose (`stack::fault`).
+    FaultLoss = "fault_loss",
+    /// More than is held of what is delayed or slowed on purpose.
+    FaultQueue = "fault_queue",
 }
 
 /// A counter for each [`DropReason`].

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod allocator;
+pub mod epoll;
 pub mod fd;
 pub mod memory;
 pub mod mount;

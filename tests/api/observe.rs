@@ -79,6 +79,7 @@ impl World {
             api: Some(listener),
             exit: Some(theirs.into()),
             membership: Membership::default(),
+            faults: tapway::network::fault::Rules::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, mut control) = engine::build(attached, supervisor).unwrap();

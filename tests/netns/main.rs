@@ -18,6 +18,7 @@ mod control;
 mod dhcp;
 mod dns;
 mod fair;
+mod faults;
 mod icmp;
 mod iperf;
 mod leaks;

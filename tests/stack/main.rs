@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails by panic is a test that fails
 
 mod datagrams;
+mod faulty;
 mod guest_tcp;
 mod hostile;
 mod ledger;

@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod connect;
 pub mod dns;
+pub mod fault;
 pub mod life;
 pub mod network;
 pub mod observe;
@@ -28,6 +29,9 @@ pub const ALL: &[&str] = &[
     "start_capture",
     "stop_capture",
     "list_captures",
+    "set_fault",
+    "clear_fault",
+    "list_faults",
     "list_flows",
     "kill_flow",
     "get_stats",
@@ -43,6 +47,9 @@ pub const OF_ONE_NETWORK: &[&str] = &[
     "start_capture",
     "stop_capture",
     "list_captures",
+    "set_fault",
+    "clear_fault",
+    "list_faults",
     "list_flows",
     "kill_flow",
     "get_stats",

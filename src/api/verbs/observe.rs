@@ -240,6 +240,9 @@ pub struct NetworkInfo {
     pub limits: LimitInfo,
     /// How each stage of confinement ended: `done`, or what is missing and why.
     pub confinement: BTreeMap<String, String>,
+    /// Rules of faults on purpose: 0 where nothing is done to packets; see `list_faults`.
+    #[serde(default)]
+    pub faults: u64,
     /// What is logged: a level or directives, as `set_log_level` takes them.
     pub log_level: String,
 }

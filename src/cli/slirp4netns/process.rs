@@ -31,6 +31,7 @@ use super::banner;
 use crate::api::server::bind_legacy;
 use crate::confine::{Outcome, standalone};
 use crate::network::config::{EndpointConfig, Mac, Membership, Offloads, PlanV6, Slirp};
+use crate::network::fault::Rules;
 use crate::network::plan::MIN_MTU_V4;
 use crate::runtime::control::HostDns;
 use crate::runtime::engine::End;
@@ -213,6 +214,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         api: listener,
         exit,
         membership: Membership::default(),
+        faults: Rules::default(),
     };
     let host_dns: HostDns = Box::new(move || polled.changed());
     let tree = if options.sandbox { Outcome::Done } else { Outcome::NotAsked };

@@ -31,13 +31,15 @@ pub struct Stats {
     pub overload: u64,
     /// Datagrams from a server that did not answer what it was asked.
     pub mismatched: u64,
+    /// Questions that failed on purpose.
+    pub fault: u64,
     /// Events that nobody took in time.
     pub lost_events: u64,
 }
 
 impl Stats {
     /// Each counter by its name.
-    pub fn named(&self) -> [(&'static str, u64); 12] {
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         [
             ("dns_forwarded", self.forwarded),
             ("dns_forwarded_by_domain", self.forwarded_by_domain),
@@ -50,6 +52,7 @@ impl Stats {
             ("dns_failed", self.failed),
             ("dns_overload", self.overload),
             ("dns_mismatched", self.mismatched),
+            ("dns_fault", self.fault),
             ("dns_lost_events", self.lost_events),
         ]
     }
@@ -100,6 +103,7 @@ pub(super) struct Counters {
     pub unwilling: AtomicU64,
     pub zone: AtomicU64,
     pub zone_empty: AtomicU64,
+    pub fault: AtomicU64,
     pub lost_events: AtomicU64,
     pub local: AtomicU64,
     pub failed: AtomicU64,
@@ -118,6 +122,7 @@ impl Counters {
             unwilling: get(&self.unwilling),
             zone: get(&self.zone),
             zone_empty: get(&self.zone_empty),
+            fault: get(&self.fault),
             lost_events: get(&self.lost_events),
             local: get(&self.local),
             failed: get(&self.failed),

@@ -325,6 +325,7 @@ impl Bench {
             api: None,
             exit: Some(exit.into()),
             membership: Membership::default(),
+            faults: crate::network::fault::Rules::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
         let (engine, control) = engine::build(attached, supervisor).unwrap();

@@ -37,6 +37,7 @@ impl World {
             metrics: None,
             api: None,
             observed: None,
+            faults: crate::network::fault::Rules::default(),
         };
         let thread = std::thread::spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

@@ -71,6 +71,45 @@ async fn the_zone_needs_no_server_and_no_place() {
     assert_eq!(rcode(&udp(&resolver, &question("other", TYPE_A, None)).await), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn questions_fail_on_purpose_and_repeat_it() {
+    let server = Server::udp(|q| vec![(0, answer(q, 1, 7))]).await;
+    let resolver = resolver(&[server.address]);
+    resolver.set_zone(zone(&[("db", "A", "10.0.2.9"), ("db", "AAAA", "fd00::9")]));
+    let failures = async || {
+        let mut all = Vec::new();
+        for _ in 0..200 {
+            all.push(rcode(&udp(&resolver, &question("db", TYPE_A, Some(1232))).await) == 2);
+        }
+        all
+    };
+    let share = |text: &str| text.parse().expect("a share");
+    assert!(!failures().await.contains(&true));
+    resolver.set_failing((share("25%"), 7, 0));
+    let first = failures().await;
+    let count = first.iter().filter(|&&failed| failed).count();
+    // 50 of 200, four standard deviations of 6.1.
+    assert!(count.abs_diff(50) < 25, "{count}");
+    assert_eq!(resolver.stats(), Stats { zone: 400 - count as u64, fault: count as u64, ..Stats::default() });
+    // Chance goes on where only the share is given again; a seed given again begins it anew.
+    resolver.set_failing((share("25%"), 7, 0));
+    assert_ne!(failures().await, first);
+    resolver.set_failing((share("25%"), 7, 1));
+    assert_eq!(failures().await, first);
+    // Whatever would know the name: nobody is asked.
+    resolver.set_failing((share("100%"), 7, 1));
+    assert_eq!(rcode(&udp(&resolver, &question("example.net", TYPE_A, None)).await), 2);
+    assert_eq!(rcode(&udp(&resolver, &question("localhost", TYPE_A, None)).await), 2);
+    assert_eq!(server.count(), 0);
+    // But for who sets rules for names.
+    let name = |text: &str| Name::parse(text).expect("a name");
+    let addresses: Vec<IpAddr> = ["10.0.2.9", "fd00::9"].map(|text| text.parse().expect("an address")).to_vec();
+    assert_eq!(resolver.addresses(&name("db")).await, addresses);
+    assert!(!resolver.addresses(&name("example.net")).await.is_empty());
+    resolver.set_failing((share("0"), 7, 1));
+    assert_eq!(mark_of(&udp(&resolver, &question("example.net", TYPE_A, None)).await), 7);
+}
+
 #[tokio::test]
 async fn several_addresses_change_places() {
     let resolver = resolver(&[]);
@@ -294,7 +333,7 @@ async fn outcomes_are_counted() {
     let expected = Stats { forwarded: 4, no_such_name: 2, unwilling: 1, ..Stats::default() };
     assert_eq!(resolver.stats(), expected);
     let named: std::collections::BTreeMap<_, _> = expected.named().into();
-    assert_eq!((named.len(), named["dns_no_such_name"], named["dns_forwarded"]), (12, 2, 4));
+    assert_eq!((named.len(), named["dns_no_such_name"], named["dns_forwarded"]), (13, 2, 4));
 }
 
 proptest! {
