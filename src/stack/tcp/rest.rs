@@ -119,18 +119,15 @@ pub(super) fn wake(iface: &mut Interface, rings: &mut RingPool, flow: &mut TcpFl
 
 fn give_socket(iface: &mut Interface, rings: &mut RingPool, flow: &mut TcpFlow, large: bool, now: Instant) {
     let mut socket = rings.take(large);
-    match stage(iface, flow, &mut socket, now) {
-        Some(isn) => {
-            let next = isn.wrapping_add(1 + u32::from(flow.closed));
-            flow.wire.offset = Some(flow.wire.sent_end.wrapping_sub(next));
-            flow.wire.acked_by_guest = Some(next);
-            flow.wire.flight_end = flow.wire.sent_end;
-        }
+    if let Some(isn) = stage(iface, flow, &mut socket, now) {
+        let next = isn.wrapping_add(1 + u32::from(flow.closed));
+        flow.wire.offset = Some(flow.wire.sent_end.wrapping_sub(next));
+        flow.wire.acked_by_guest = Some(next);
+        flow.wire.flight_end = flow.wire.sent_end;
+    } else {
         // Not seen, and nothing a guest could bring about: every word of the play is ours. Let the flow end with a reset.
-        None => {
-            debug_assert!(false, "smoltcp did not take the handshake that was played to it");
-            flow.reset = true;
-        }
+        debug_assert!(false, "smoltcp did not take the handshake that was played to it");
+        flow.reset = true;
     }
     flow.wire.own_shift = socket.shift();
     flow.carried_before = flow.carried();
