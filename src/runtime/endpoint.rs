@@ -7,6 +7,7 @@
 //! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
 //! still set and reads at once.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -90,6 +91,8 @@ pub struct Endpoint {
     pub membership: Option<Membership>,
     gone: Option<oneshot::Sender<()>>,
     resting_until: Option<Instant>,
+    /// Datagram sockets that are not watched, and when each is looked at (`moderation`).
+    looks: VecDeque<(Instant, What)>,
     /// Drops of every reason when they were last told.
     drops_told: u64,
     flows: FlowTeller,
@@ -119,6 +122,7 @@ impl Endpoint {
             membership,
             gone,
             resting_until: None,
+            looks: VecDeque::new(),
             drops_told: 0,
             flows,
         }
@@ -135,11 +139,16 @@ impl Endpoint {
     /// When something of this endpoint is due next.
     pub fn next_due(&self) -> Option<Instant> {
         let held = self.sockets.faults.as_ref().and_then(|faults| faults.next_timeout());
-        [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due(), held].into_iter().flatten().min()
+        let look = self.looks.front().map(|(at, _)| *at);
+        [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due(), held, look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what time demands.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant, buf: &mut [u8]) {
+        self.look(now, buf);
         // Those on the other way are the engine's.
         self.sockets.release_to_guest(now);
         if self.resting_until.is_some_and(|at| at <= now) {
@@ -512,22 +521,47 @@ impl Endpoint {
             self.sockets.drain_udp_errors(id);
         }
         let mut run: Option<Run> = None;
+        let (mut taken, mut more) = (0, true);
         for _ in 0..DATAGRAM_BUDGET {
             let Some(fd) = self.sockets.udp_fd(id) else { break };
             let at = run.map_or(0, |run| run.bytes());
-            match msg::recv(fd, &mut buf[at..]) {
+            let received = msg::recv(fd, &mut buf[at..]);
+            taken += u32::from(received.is_ok());
+            match received {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
                 Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}
                 Ok(got) => {
                     self.udp_from_host(id, run.replace(Run::begin(got)), now, buf);
                     buf.copy_within(at..at + got.len, 0);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    more = false;
+                    break;
+                }
                 // An ICMP error of an earlier send: its details are in the queue.
                 Err(_) => self.sockets.drain_udp_errors(id),
             }
         }
         self.udp_from_host(id, run, now, buf);
+        self.moderate(What::Udp(id), now, taken, more);
+    }
+
+    fn moderate(&mut self, what: What, now: Instant, taken: u32, more: bool) {
+        if let Some(at) = self.sockets.moderate(what, now, taken, more) {
+            self.looks.push_back((at, what));
+        }
+    }
+
+    /// Looks at the sockets whose datagrams have gathered long enough. All wait equally long, so the first is due first.
+    fn look(&mut self, now: Instant, buf: &mut [u8]) {
+        for _ in 0..self.looks.len() {
+            let Some(&(at, what)) = self.looks.front() else { break };
+            if at > now {
+                break;
+            }
+            self.looks.pop_front();
+            self.handle_event(what, EpollFlags::empty(), now, buf);
+        }
     }
 
     fn udp_from_host(&mut self, id: Id, run: Option<Run>, now: Instant, buf: &[u8]) {
@@ -541,21 +575,28 @@ impl Endpoint {
             self.sockets.drain_listener_errors(number);
         }
         let mut run: Option<Run> = None;
+        let (mut taken, mut more) = (0, true);
         for _ in 0..DATAGRAM_BUDGET {
             let Some(port) = self.sockets.listeners.get(&number) else { break };
             let at = run.map_or(0, |run| run.bytes());
-            match msg::recv(port.fd.as_fd(), &mut buf[at..]) {
+            let received = msg::recv(port.fd.as_fd(), &mut buf[at..]);
+            taken += u32::from(received.is_ok());
+            match received {
                 Ok(got) if got.truncated => self.stack.count_drop(DropReason::TooBig),
                 Ok(got) if run.as_mut().is_some_and(|run| run.take(&got)) => {}
                 Ok(got) => {
                     self.published_from_host(number, run.replace(Run::begin(got)), now, buf);
                     buf.copy_within(at..at + got.len, 0);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    more = false;
+                    break;
+                }
                 Err(_) => self.sockets.drain_listener_errors(number),
             }
         }
         self.published_from_host(number, run, now, buf);
+        self.moderate(What::Listener(number), now, taken, more);
     }
 
     fn published_from_host(&mut self, number: usize, run: Option<Run>, now: Instant, buf: &[u8]) {

@@ -56,6 +56,8 @@ use crate::wire::vnet::{MAX_FRAME, VNET_HDR_LEN};
 const EVENTS: usize = 256;
 /// Frames read from one TAP in one turn, beside those that answer what the guest was given ([`OWED`]).
 const FRAME_BUDGET: usize = 64;
+/// What epoll_wait(2) can time.
+const MILLISECOND: Duration = Duration::from_millis(1);
 /// Most answers that are read beyond that. A guest acknowledges each frame by one at most. Were fewer read than are sent, as
 /// with a hundred downloads at once, its queue would fill with acknowledgements and lose them, and with its queue's length of
 /// 1000 (dataplane.md, rule 10) a question would wait behind as many.
@@ -161,6 +163,8 @@ pub struct Engine {
     vigil: Vigil,
     /// Some endpoint has faults: deadlines are shorter than a millisecond.
     precise: bool,
+    /// They can be: the kernel has epoll_pwait2.
+    fine: bool,
     /// Held open while epoll watches it.
     #[allow(dead_code, reason = "to be open is what it does")]
     exit: Option<OwnedFd>,
@@ -215,6 +219,7 @@ impl Engine {
             moved: 0,
             vigil: Vigil::default(),
             precise: false,
+            fine: true,
             exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
@@ -331,7 +336,7 @@ impl Engine {
                 // Not due again before it has settled.
                 self.due.set(slot, None);
                 let Some(endpoint) = self.table.touch(slot as u32) else { continue };
-                endpoint.handle_timeout(now);
+                endpoint.handle_timeout(now, &mut self.datagram);
                 if endpoint.sockets.faults.is_some() {
                     self.release(slot as u32, now);
                 }
@@ -367,14 +372,18 @@ impl Engine {
         }
     }
 
-    /// Sleeps until something happens or is due. In milliseconds, rounded up (waking early would spin until the deadline): the
-    /// stack's deadlines are that coarse. Those of faults are not.
+    /// Sleeps until something happens or is due. What is due in more than a millisecond is waited for in milliseconds, rounded up
+    /// (waking early would spin until the deadline): the stack's deadlines are that coarse. Those of faults are not, nor those of
+    /// `moderation`.
     fn sleep(&mut self, events: &mut [EpollEvent]) -> Result<usize, Errno> {
         let wait = self.left();
-        if self.precise {
+        if self.precise || (wait < MILLISECOND && self.fine) {
             match sys::epoll::wait(self.epoll.0.as_fd(), events, wait) {
                 // Older than Linux 5.11, or a container runtime's filter is.
-                Err(Errno::ENOSYS | Errno::EPERM) => self.precise = false,
+                Err(Errno::ENOSYS | Errno::EPERM) => {
+                    (self.precise, self.fine) = (false, false);
+                    self.table.all().for_each(|endpoint| endpoint.sockets.moderates = false);
+                }
                 waited => return waited,
             }
         }

@@ -25,6 +25,7 @@ pub mod events;
 pub mod faults;
 pub mod forwards;
 mod metrics_http;
+mod moderation;
 pub mod network;
 pub mod observe;
 pub mod output;

@@ -165,6 +165,7 @@ impl Sockets {
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Udp(id)).encode());
                 if self.epoll.add(&socket, event).is_ok() {
                     self.udp.put(id, socket);
+                    self.moderation.put(id, super::moderation::Moderation::new(self.now));
                 }
             }
             Err(error) => {

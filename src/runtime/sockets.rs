@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::capture::Taken;
 use super::control::DnsQuery;
+use super::moderation::{Attention, Moderation};
 use crate::host::datagram::Datagram;
 use crate::host::echo::Echo;
 use crate::link::tap::Tap;
@@ -176,6 +177,8 @@ pub struct PublishedPort {
     pub fd: OwnedFd,
     /// Taken out of epoll for lack of descriptors.
     pub paused: bool,
+    /// How often it is looked at, one of datagrams.
+    pub moderation: Moderation,
 }
 
 impl PublishedPort {
@@ -235,6 +238,10 @@ pub struct Sockets {
     /// TCP flows.
     pub tcp: Slots<TcpSocket>,
     pub(super) udp: Slots<Datagram>,
+    /// How often each of those is looked at.
+    pub(super) moderation: Slots<Moderation>,
+    /// Whether they are: waiting can be timed finely enough.
+    pub moderates: bool,
     pub(super) ping: Slots<Echo>,
     /// Published ports by number. A number is never used twice, so an event of one that is gone finds nothing.
     pub listeners: HashMap<usize, PublishedPort, FixedState>,
@@ -283,6 +290,8 @@ impl Sockets {
             epoll,
             tcp: Slots::new(),
             udp: Slots::new(),
+            moderation: Slots::new(),
+            moderates: true,
             ping: Slots::new(),
             listeners: HashMap::default(),
             errors: Vec::with_capacity(MAX_ERRORS),
@@ -358,7 +367,7 @@ impl Sockets {
             Proto::Tcp => crate::host::stream::prepare(fd.as_fd()),
         }
         self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.token(What::Listener(number)).encode()))?;
-        self.listeners.insert(number, PublishedPort { spec, fd, paused: false });
+        self.listeners.insert(number, PublishedPort { spec, fd, paused: false, moderation: Moderation::new(self.now) });
         Ok(())
     }
 
@@ -402,6 +411,34 @@ impl Sockets {
     /// Closes a mapping's socket.
     pub fn close_udp(&mut self, id: Id) {
         self.udp.take(id);
+        self.moderation.take(id);
+    }
+
+    /// What was taken from a datagram socket; returns when to look at it, if it is not watched.
+    pub fn moderate(&mut self, what: What, now: Instant, taken: u32, more: bool) -> Option<Instant> {
+        let moderation = match what {
+            What::Udp(id) => self.moderation.get_mut(id)?,
+            What::Listener(number) => &mut self.listeners.get_mut(&number)?.moderation,
+            _ => return None,
+        };
+        let attention = if self.moderates { moderation.handle_look(now, taken, more) } else { moderation.give_up() };
+        let (flags, at) = match attention {
+            Attention::Same => return None,
+            Attention::Look(at) => return Some(at),
+            // Errors are told all the same.
+            Attention::Leave(at) => (EpollFlags::empty(), Some(at)),
+            Attention::Watch => (EpollFlags::EPOLLIN, None),
+        };
+        let token = self.token(what);
+        if let What::Listener(number) = what {
+            self.listeners.get(&number)?.watch(&self.epoll, token, flags);
+        } else if let What::Udp(id) = what {
+            let changed = self.epoll.modify(self.udp.get_mut(id)?, &mut EpollEvent::new(flags, token.encode()));
+            if let Err(error) = changed {
+                tracing::warn!("cannot watch a host socket: {error}");
+            }
+        }
+        at
     }
 
     /// Closes a session's socket.

@@ -33,8 +33,9 @@ impl Vigil {
     /// A turn is over that served so many events and moved so many bytes over TAPs.
     pub fn handle_turn(&mut self, events: usize, moved: u64) {
         match moved {
-            // Not about frames: a timer, an order.
+            // Not about frames: a timer, an order. Or no event: what was waited for came by the clock (`moderation`).
             0 => {}
+            _ if events == 0 => {}
             1..=SMALL if events <= FEW => self.lone = self.lone.saturating_add(1),
             _ => self.lone = 0,
         }

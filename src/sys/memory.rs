@@ -51,7 +51,7 @@ fn constants_of(line: &str, program: &str) -> Option<(usize, usize)> {
     let mut words = line.split_ascii_whitespace();
     let (range, mode, offset) = (words.next()?, words.next()?, words.next()?);
     let mine = line.ends_with(program) && !program.is_empty();
-    if mode != "r--p" || offset.trim_start_matches('0') != "" || !mine {
+    if mode != "r--p" || !offset.trim_start_matches('0').is_empty() || !mine {
         return None;
     }
     range_of(range)

@@ -194,19 +194,18 @@ fn nothing_is_sent_twice_on_a_clean_path() {
                     // The last acknowledgements, and a pause in which the flow rests.
                     thread::sleep(Duration::from_millis(50));
                 }
-                let again = counter(&guest, "RetransSegs");
-                for name in [
-                    "TCPLossProbes",
-                    "TCPTimeouts",
-                    "TCPFastRetrans",
-                    "TCPSlowStartRetrans",
-                    "TCPDSACKRecv",
-                    "TCPSpuriousRTOs",
-                ] {
-                    eprintln!("{name} {}", counter(&guest, name));
-                }
-                eprintln!("{congestion}, MTU {mtu}: {again} segments sent again of 900 MiB");
-                assert!(again <= 2, "{congestion}, MTU {mtu}: {again} segments were sent again");
+                let of = |name| counter(&guest, name);
+                let (again, probes, timeouts) = (of("RetransSegs"), of("TCPLossProbes"), of("TCPTimeouts"));
+                eprintln!(
+                    "{congestion}, MTU {mtu}: {again} segments sent again of 900 MiB, {probes} loss probes, {timeouts} time-outs"
+                );
+                // A guest whose acknowledgement takes longer than two ticks of its clock probes (RFC 8985, section 7): on
+                // a busy machine our process waits as long for a processor. What is sent again without a probe was lost.
+                assert_eq!(timeouts, 0, "{congestion}, MTU {mtu}");
+                assert!(
+                    again <= 2 * probes,
+                    "{congestion}, MTU {mtu}: {again} segments were sent again, {probes} probes"
+                );
             });
         }
     }

@@ -325,3 +325,48 @@ fn bulky_flows_share_what_may_be_under_way() {
     conn.turn_bulky(&mut world, flow);
     assert!(say(&mut world, &mut conn, flow, b"alone") >= LARGE);
 }
+
+#[test]
+fn what_was_ever_promised_is_taken() {
+    // Sizes that are no multiples of the window's unit, to a host that takes nothing, then a little, then nothing again.
+    for bulky in [true, false] {
+        let mut world = World::new();
+        let (mut conn, flow) = talking(&mut world, Family::V4);
+        if bulky {
+            conn.turn_bulky(&mut world, flow);
+        }
+        let mut edge = conn.seq;
+        let mut sent = world.host(flow).received.clone();
+        for round in 0..6 {
+            world.host(flow).takes = [0, 99_991, 0, 5, 0, 50_021][round];
+            world.poke(flow);
+            for answer in world.segments() {
+                edge = answer.ack.wrapping_add(u32::from(answer.window) << 4);
+            }
+            for size in (0..).map(|n| 1461 - 7 * (n % 100)) {
+                let room = edge.wrapping_sub(conn.seq) as i32;
+                if room <= 0 && round > 0 {
+                    break;
+                }
+                let part = pattern(if round == 0 && room <= 0 { 1 } else { (room as usize).min(size) }, 4);
+                conn.push(&mut world, ACK, &part);
+                let answer = world.segments().pop().expect("an acknowledgement");
+                if answer.ack != conn.seq {
+                    // Only a byte into a window that is shut.
+                    assert_eq!((part.len(), room), (1, 0), "what was sent within the window is kept");
+                    conn.seq = answer.ack;
+                    break;
+                }
+                sent.extend(&part);
+                let end = answer.ack.wrapping_add(u32::from(answer.window) << 4);
+                if end.wrapping_sub(edge) as i32 > 0 {
+                    edge = end;
+                }
+            }
+        }
+        world.host(flow).takes = usize::MAX;
+        world.poke(flow);
+        assert!(world.heard(flow).0 == sent);
+        assert!(sent.len() > if bulky { 1_000_000 } else { 60_000 }, "{}", sent.len());
+    }
+}

@@ -245,7 +245,11 @@ impl<O: Output> TxToken for Tx<'_, O> {
         if segment.has(SYN) {
             segment.window_scale(Some(TOLD_SHIFT));
         } else if self.wire.scale_of_guest.is_some() {
-            let room = u32::from(segment.window()) << self.wire.own_shift;
+            // smoltcp rounds its window down anew with each acknowledgement, so the end of it moves back and forth by less than one
+            // unit, and what a guest sent up to the farther end was cut off (seen: a few bytes sent again in some GiB, RFC
+            // 7323, section 2.4). The nearer end is told.
+            let unit = 1 << self.wire.own_shift;
+            let room = (u32::from(segment.window()) * unit).saturating_sub(unit - 1);
             // What was promised stays promised: a share that has become smaller is come to as bytes arrive.
             let promised = self.wire.edge.wrapping_sub(segment.ack()) as i32;
             let window = room.min(self.wire.share.max(promised.max(0) as u32)) >> TOLD_SHIFT;
