@@ -240,7 +240,7 @@ impl Bed {
         bed.flow = Some(bed.accept());
         bed.guest_sends(bed.conn.seg(ACK, b""));
         bed.turn(None);
-        // After it, so that it has its large rings.
+        // They carry nothing, and do not rest yet.
         for n in 0..idle {
             let guest = at(family.guest(), 2000 + (n % 30_000) as u16);
             let peer = at(family.far(), 1 + (n / 30_000) as u16);
@@ -292,7 +292,9 @@ impl Bed {
         assert_eq!(word(tcp + 8), self.conn.seq, "not everything was acknowledged");
         let ends = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         self.conn.ack = word(tcp + 4).wrapping_add(payload as u32).wrapping_add(ends);
-        self.room = usize::from(u16::from_be_bytes([out.last[tcp + 14], out.last[tcp + 15]])) << self.scale;
+        // Of a SYN it is not scaled (RFC 7323, section 2.2).
+        let scale = if flags & SYN != 0 { 0 } else { self.scale };
+        self.room = usize::from(u16::from_be_bytes([out.last[tcp + 14], out.last[tcp + 15]])) << scale;
         flags
     }
 
