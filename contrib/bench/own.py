@@ -216,6 +216,9 @@ class Bench:
         box = Sandbox.__new__(Sandbox)
         box.helper, box.mtu, box.published, box.programs, box.processes = helper, MTUS[0], 0, self.programs, []
         gateway = self.sandboxes[helper, MTUS[0]].gateway[4]
+        # The kernel takes the last subject's namespaces down meanwhile, and who makes new ones waits for that: 10 ms of tapway's
+        # start were the end of another's.
+        time.sleep(0.3)
         begin = time.monotonic()
         probe = box.start([self.programs["traffic"], "probe", gateway, str(PORT)], subprocess.PIPE, publish=False)
         said = probe.stdout.readline()
