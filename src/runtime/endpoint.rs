@@ -543,11 +543,11 @@ impl Endpoint {
             }
         }
         self.udp_from_host(id, run, now, buf);
-        self.moderate(What::Udp(id), now, taken, more);
+        self.moderate(What::Udp(id), flags, now, (taken, more));
     }
 
-    fn moderate(&mut self, what: What, now: Instant, taken: u32, more: bool) {
-        if let Some(at) = self.sockets.moderate(what, now, taken, more) {
+    fn moderate(&mut self, what: What, said: EpollFlags, now: Instant, taken: (u32, bool)) {
+        if let Some(at) = self.sockets.moderate(what, said, now, taken) {
             self.looks.push_back((at, what));
         }
     }
@@ -596,7 +596,7 @@ impl Endpoint {
             }
         }
         self.published_from_host(number, run, now, buf);
-        self.moderate(What::Listener(number), now, taken, more);
+        self.moderate(What::Listener(number), flags, now, (taken, more));
     }
 
     fn published_from_host(&mut self, number: usize, run: Option<Run>, now: Instant, buf: &[u8]) {

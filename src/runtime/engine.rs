@@ -590,6 +590,7 @@ impl Engine {
         if slot >= MAX_SLOTS || self.table.slots.get(slot).is_some_and(Option::is_some) {
             return Err((io::Error::from(io::ErrorKind::AlreadyExists), endpoint));
         }
+        endpoint.sockets.moderates = self.fine;
         if let Err(error) = endpoint.sockets.register() {
             return Err((error, endpoint));
         }

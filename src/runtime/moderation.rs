@@ -49,6 +49,12 @@ impl Moderation {
         Self { since: now, lately: 0, gathers: false }
     }
 
+    /// As [`Moderation::handle_look`], because epoll told of it. While datagrams gather that is an error's doing, and the next look is under way already:
+    /// another for each would never end.
+    pub fn handle_event(&mut self, now: Instant, taken: u32, more: bool) -> Attention {
+        if self.gathers { Attention::Same } else { self.handle_look(now, taken, more) }
+    }
+
     /// So many datagrams were taken; `more`: others wait.
     pub fn handle_look(&mut self, now: Instant, taken: u32, more: bool) -> Attention {
         if now - self.since > LATELY || now < self.since {
@@ -110,6 +116,17 @@ mod tests {
         assert_eq!(one.handle_look(now, 64, true), Attention::Look(now), "what waits is not left to wait");
         assert_eq!(one.handle_look(now, 1, false), Attention::Watch);
         assert_eq!(one.handle_look(now, 1, false), Attention::Same);
+    }
+
+    #[test]
+    fn an_error_meanwhile_brings_no_second_look() {
+        let mut one = Moderation::new(at(0));
+        assert_eq!(one.handle_event(at(0), 64, false), Attention::Leave(at(0) + GATHER));
+        assert_eq!(one.handle_event(at(20), 3, false), Attention::Same);
+        assert_eq!(one.handle_event(at(30), 64, true), Attention::Same);
+        assert_eq!(one.handle_look(at(60), 9, false), Attention::Look(at(60) + GATHER));
+        assert_eq!(one.handle_look(at(120), 0, false), Attention::Watch);
+        assert_eq!(one.handle_event(at(130), 64, false), Attention::Leave(at(130) + GATHER));
     }
 
     #[test]

@@ -414,14 +414,25 @@ impl Sockets {
         self.moderation.take(id);
     }
 
-    /// What was taken from a datagram socket; returns when to look at it, if it is not watched.
-    pub fn moderate(&mut self, what: What, now: Instant, taken: u32, more: bool) -> Option<Instant> {
+    /// What was taken from a datagram socket, for what epoll said of it (nothing: it was looked at); returns when to look at it
+    /// next, if it is not watched.
+    pub fn moderate(
+        &mut self,
+        what: What,
+        said: EpollFlags,
+        now: Instant,
+        (taken, more): (u32, bool),
+    ) -> Option<Instant> {
         let moderation = match what {
             What::Udp(id) => self.moderation.get_mut(id)?,
             What::Listener(number) => &mut self.listeners.get_mut(&number)?.moderation,
             _ => return None,
         };
-        let attention = if self.moderates { moderation.handle_look(now, taken, more) } else { moderation.give_up() };
+        let attention = match said {
+            _ if !self.moderates => moderation.give_up(),
+            said if said.is_empty() => moderation.handle_look(now, taken, more),
+            _ => moderation.handle_event(now, taken, more),
+        };
         let (flags, at) = match attention {
             Attention::Same => return None,
             Attention::Look(at) => return Some(at),

@@ -542,7 +542,7 @@ impl Tcp {
             rest::step_up(&mut self.iface, &mut self.rings, flow, now);
             let tired = flow.last + REST;
             if tired > now {
-                due = Some(tired);
+                due = Some(rest::tick(tired));
             } else {
                 rest::rest(&mut self.iface, &mut self.rings, flow, now);
             }

@@ -43,6 +43,13 @@ const PACE: Duration = Duration::from_secs(1);
 /// Room for an IPv6 header and a SYN's.
 const HEADERS: usize = 40 + SYN_HDR_LEN;
 
+/// When a flow whose time comes at `at` is looked at: together with the others of this hundredth of a second. Whoever opens ten
+/// thousand connections a second leaves as many such times behind, and each of its own would be a wake-up.
+pub(super) fn tick(at: Instant) -> Instant {
+    const TICK: i64 = 10_000;
+    Instant::from_micros((at.total_micros() + TICK - 1) / TICK * TICK)
+}
+
 /// Nothing is under way: the connection is what [`TcpFlow`] says of it without its socket.
 fn is_still(iface: &mut Interface, flow: &TcpFlow, now: Instant) -> bool {
     let Some(socket) = &flow.socket else { return false };
@@ -248,5 +255,19 @@ impl Device for Ear<'_> {
     fn capabilities(&self) -> DeviceCapabilities {
         // Read once by `Interface::new`, which is given a device of its own; afterwards ignored.
         capabilities(1500, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_late_by_less_than_a_tick_and_never_early() {
+        for micros in [0, 1, 9_999, 10_000, 10_001, 1_234_567] {
+            let late = tick(Instant::from_micros(micros)).total_micros() - micros;
+            assert!((0..10_000).contains(&late), "{micros}: {late}");
+        }
+        assert_eq!(tick(Instant::from_micros(10_001)), tick(Instant::from_micros(19_999)));
     }
 }
