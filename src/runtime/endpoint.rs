@@ -136,6 +136,11 @@ impl Endpoint {
         }
     }
 
+    /// When a datagram socket is looked at next.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.looks.front().map(|(at, _)| *at)
+    }
+
     /// When something of this endpoint is due next.
     pub fn next_due(&self) -> Option<Instant> {
         let held = self.sockets.faults.as_ref().and_then(|faults| faults.next_timeout());

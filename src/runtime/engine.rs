@@ -56,8 +56,6 @@ use crate::wire::vnet::{MAX_FRAME, VNET_HDR_LEN};
 const EVENTS: usize = 256;
 /// Frames read from one TAP in one turn, beside those that answer what the guest was given ([`OWED`]).
 const FRAME_BUDGET: usize = 64;
-/// What epoll_wait(2) can time.
-const MILLISECOND: Duration = Duration::from_millis(1);
 /// Most answers that are read beyond that. A guest acknowledges each frame by one at most. Were fewer read than are sent, as
 /// with a hundred downloads at once, its queue would fill with acknowledgements and lose them, and with its queue's length of
 /// 1000 (dataplane.md, rule 10) a question would wait behind as many.
@@ -165,6 +163,8 @@ pub struct Engine {
     precise: bool,
     /// They can be: the kernel has epoll_pwait2.
     fine: bool,
+    /// The last time at which a datagram socket is to be looked at.
+    look_until: Instant,
     /// Held open while epoll watches it.
     #[allow(dead_code, reason = "to be open is what it does")]
     exit: Option<OwnedFd>,
@@ -220,6 +220,7 @@ impl Engine {
             vigil: Vigil::default(),
             precise: false,
             fine: true,
+            look_until: Instant::ZERO,
             exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
@@ -372,12 +373,13 @@ impl Engine {
         }
     }
 
-    /// Sleeps until something happens or is due. What is due in more than a millisecond is waited for in milliseconds, rounded up
-    /// (waking early would spin until the deadline): the stack's deadlines are that coarse. Those of faults are not, nor those of
-    /// `moderation`.
+    /// Sleeps until something happens or is due. In milliseconds, rounded up (waking early would spin until the deadline): the stack's
+    /// deadlines are that coarse, and those of flows that are gone by the hundred cost no wake-up each. Those of faults are not,
+    /// nor those of `moderation`.
     fn sleep(&mut self, events: &mut [EpollEvent]) -> Result<usize, Errno> {
         let wait = self.left();
-        if self.precise || (wait < MILLISECOND && self.fine) {
+        let looks = self.fine && self.look_until >= self.table.now;
+        if self.precise || looks {
             match sys::epoll::wait(self.epoll.0.as_fd(), events, wait) {
                 // Older than Linux 5.11, or a container runtime's filter is.
                 Err(Errno::ENOSYS | Errno::EPERM) => {
@@ -509,6 +511,9 @@ impl Engine {
             endpoint.touched = false;
             endpoint.settle(now);
             self.moved += endpoint.moved();
+            if let Some(at) = endpoint.next_look() {
+                self.look_until = self.look_until.max(at);
+            }
             let due = endpoint.next_due();
             self.due.set(slot as usize, due);
         }
