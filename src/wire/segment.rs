@@ -78,6 +78,10 @@ pub fn cut(
     let (at, sum_at) = places(frame, hdr)?;
     let headers = at + transport_header(frame, at, hdr)?;
     let udp = hdr.gso == Gso::Udp;
+    // Each packet has the headers, but the last may have less payload than the first: a field in there is not in each.
+    if sum_at + 2 > headers {
+        return Err(Mismatch);
+    }
     let size = usize::from(hdr.gso_size);
     let v6 = frame[IP_OFFSET] >> 4 == 6;
     let ip_header = if v6 { 40 } else { usize::from(frame[IP_OFFSET] & 0x0f) * 4 };
@@ -268,6 +272,15 @@ mod tests {
             }
         }
 
+        /// Wherever in the frame the header has the sum, nothing panics.
+        #[test]
+        fn hostile_offsets(payload in proptest::collection::vec(any::<u8>(), 0..300), at in 0..160_u16, off in 0..300_u16, size in 1..150_u16, udp: bool, v6: bool) {
+            let (frame, mut hdr) = frame(v6, udp, &payload, size, 0);
+            (hdr.csum_start, hdr.csum_offset) = (if at < 100 { hdr.csum_start } else { at - 100 }, off);
+            let mut buf = vec![0; 66_000];
+            let _ = cut(&frame, &hdr, false, &mut buf, |_| ());
+        }
+
         /// Whatever the header says of whatever bytes, nothing panics.
         #[test]
         fn hostile_bytes(bytes in proptest::collection::vec(any::<u8>(), IP_OFFSET..200), at: u16, off: u16, size: u16, kind in 0..5) {
@@ -280,6 +293,17 @@ mod tests {
             let _ = largest(&frame, &hdr);
             let _ = cut(&frame, &hdr, false, &mut buf, |_| ());
             let _ = complete(&mut frame, &mut hdr);
+        }
+    }
+
+    /// A guest says where the sum is: in the payload it would be past the end of the last, shorter packet.
+    #[test]
+    fn a_sum_in_the_payload_is_refused() {
+        for udp in [false, true] {
+            let (frame, mut hdr) = frame(false, udp, &[7; 130], 100, 0);
+            hdr.csum_offset = 100;
+            let mut buf = vec![0; 66_000];
+            assert_eq!(cut(&frame, &hdr, false, &mut buf, |_| ()), Err(Mismatch), "udp: {udp}");
         }
     }
 }
