@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! monitor                                       network process
-//!   Attach {endpoint}  + [tap, pcap?]       ──►
+//!   Attach {endpoint}  + [tap, pcap?, …]    ──►   (4: further queues of the TAP)
 //!   Metrics            + [fd]               ──►   (3; where --metrics-listen was given; later, too, from another endpoint)
 //!   Listen {listeners} + [fd; n ≤ 250]      ──►   (as often as needed)
 //!                                           ◄──  Listened                   (2)
@@ -27,7 +27,7 @@
 //! closes.
 //!
 //! What is marked (2) came with version 2, with the zones in `HostDns`; a monitor of version 1 neither says nor hears it.
-//! (3) came with version 3.
+//! (3) came with version 3, (4) with version 4.
 //!
 //! Ports go by number: the first one told has 0, each one told after it one more, served or not. The kernel bounds how many
 //! descriptors may be on their way (too_many_unix_fds, net/unix/af_unix.c: as many as the sender's RLIMIT_NOFILE), so a
@@ -49,7 +49,10 @@ use crate::network::config::{DnsZone, EndpointConfig, Listener, Membership};
 use crate::network::zone::Record;
 
 /// Version of the protocol; a network process serves monitors of its own or any older version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// The last version without further queues of a TAP, which is otherwise the same.
+pub const BEFORE_QUEUES: u32 = 3;
 
 /// The first version that acknowledges ports and can be asked.
 pub const CONVERSES: u32 = 2;
@@ -63,7 +66,7 @@ pub const MAX_MESSAGE: usize = 128 * 1024;
 /// Monitor → network process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToNetwork {
-    /// The endpoint. Descriptors: the TAP, then, if `pcap`, the open capture file.
+    /// The endpoint. Descriptors: the TAP, then, if `pcap`, the open capture file, then further queues of the TAP.
     Attach {
         /// [`VERSION`] of the monitor.
         version: u32,
@@ -71,6 +74,10 @@ pub enum ToNetwork {
         endpoint: Box<EndpointConfig>,
         /// A capture file follows the TAP.
         pcap: bool,
+        /// How many further queues of the TAP follow. A process that does not know of them would leave them unread, so there are
+        /// none unless the version says that it does.
+        #[serde(default)]
+        queues: u8,
         /// How it is a member of a network that is shared; none elsewhere.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<Box<Membership>>,

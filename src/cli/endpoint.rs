@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::NonZeroU8;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use super::run_network::NetworkMode;
 use super::{FAILURE, Failure, metrics_listen};
 use crate::host::ports;
 use crate::host::published::PortError;
-use crate::network::config::{EndpointConfig, Listener, Mac, Offloads, PlanV4, PlanV6};
+use crate::network::config::{self, EndpointConfig, Listener, Mac, Offloads, PlanV4, PlanV6, QueuesError};
 use crate::network::definition::Network;
 use crate::network::desired::{self, Desired, DnsSettings};
 use crate::network::{plan, publish};
@@ -76,6 +77,7 @@ pub struct Endpoint {
     /// A network of its own.
     pub private: Option<Private>,
     ipv6: bool,
+    queues: NonZeroU8,
     /// Host name inside.
     pub hostname: String,
     /// Ports to be published.
@@ -87,6 +89,20 @@ pub struct Endpoint {
     pub desired: Desired,
     /// Lines of the hosts file.
     pub add_host: Vec<(String, IpAddr)>,
+}
+
+/// Names the variable that says how many queues an interface has where the command line does not.
+const QUEUES: &str = "TAPWAY_QUEUES";
+
+/// How many queues an interface has.
+pub fn queues(asked: Option<&str>) -> Result<NonZeroU8, QueuesError> {
+    match (asked, std::env::var(QUEUES)) {
+        (Some(text), _) => config::parse_queues(text),
+        (None, Ok(text)) => config::parse_queues(&text),
+        (None, Err(_)) => {
+            Ok(config::default_queues(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)))
+        }
+    }
 }
 
 /// All that a monitor needs, held.
@@ -121,6 +137,7 @@ impl Endpoint {
                 state::MAX_NAME
             )));
         }
+        let queues = queues(args.queues.as_deref()).map_err(|error| usage(&error))?;
         let hostname = match (names.hostname, &mode) {
             (Some(name), _) => {
                 check_hostname(name)?;
@@ -205,6 +222,7 @@ impl Endpoint {
             networks,
             private,
             ipv6,
+            queues,
             hostname,
             publish,
             metrics,
@@ -276,7 +294,7 @@ impl Endpoint {
             dns_search: self.desired.dns().search.clone(),
             slirp: None,
         };
-        Template { config, ipv6: self.ipv6 }
+        Template { config, ipv6: self.ipv6, queues: self.queues }
     }
 
     /// Takes the sandbox's places on its networks, or lays out one of its own. The first interface is called `first`.
@@ -299,6 +317,7 @@ impl Endpoint {
                     mtu,
                     v4: Some(v4),
                     v6,
+                    queues: template.queues,
                     internal: false,
                     embedded_dns: false,
                     keep_routes: false,

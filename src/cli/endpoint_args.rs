@@ -70,6 +70,10 @@ pub struct EndpointArgs {
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub ipv6: Switch,
 
+    /// Queues of each interface, 1 to 8, each served by a thread of its own [default: one for every two cores, up to 4; or TAPWAY_QUEUES]
+    #[arg(long, value_name = "NUMBER")]
+    pub queues: Option<String>,
+
     /// MAC address of the first interface inside [default: random, or made of the address on a shared network]
     #[arg(long, value_name = "MAC")]
     pub mac_address: Option<String>,

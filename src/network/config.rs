@@ -4,6 +4,7 @@
 //! data plane; nothing here changes while an endpoint lives.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,28 @@ pub struct Slirp {
     pub dhcp: (Ipv4Addr, Ipv4Addr),
     /// The DNS addresses answer names; otherwise nothing but pings.
     pub dns: bool,
+}
+
+/// Most queues of a TAP, each with a thread of the data plane's. Rootless workloads with more cores for their network alone are none
+/// that we know.
+pub const MAX_QUEUES: NonZeroU8 = NonZeroU8::new(8).unwrap();
+
+/// How many queues a TAP gets where the user does not say, on a machine with so many cores: one for every two, since whoever
+/// makes and takes the bytes needs the others, and up to four. So two cores have one queue: measured, a second thread carries no more
+/// there than it takes from the programs (docs/benchmarks.md).
+pub fn default_queues(cores: usize) -> NonZeroU8 {
+    NonZeroU8::new((cores / 2).clamp(1, 4) as u8).unwrap_or(NonZeroU8::MIN)
+}
+
+/// A number of queues that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no number of queues; give 1 to {MAX_QUEUES}")]
+pub struct QueuesError(String);
+
+/// A number of queues as somebody wrote it.
+pub fn parse_queues(text: &str) -> Result<NonZeroU8, QueuesError> {
+    let number = text.parse().ok().filter(|number| *number <= MAX_QUEUES);
+    number.ok_or_else(|| QueuesError(text.to_owned()))
 }
 
 /// Everything the data plane must know of an endpoint before its first frame.

@@ -29,7 +29,7 @@ impl Arrival {
     /// Takes one message with its descriptors.
     pub fn heed(&mut self, message: ToNetwork, fds: Vec<OwnedFd>) -> Result<Heard, RuntimeError> {
         match (message, &mut self.attached) {
-            (ToNetwork::Attach { version, endpoint, pcap, membership }, None) => {
+            (ToNetwork::Attach { version, endpoint, pcap, queues, membership }, None) => {
                 if version > attach::VERSION {
                     return Err(RuntimeError::Protocol("the monitor is newer than this network process"));
                 }
@@ -41,9 +41,11 @@ impl Arrival {
                 } else {
                     None
                 };
+                let queues: Vec<OwnedFd> = fds.take(queues.into()).collect();
                 self.attached = Some(Box::new(Attached {
                     endpoint: *endpoint,
                     tap,
+                    queues,
                     pcap,
                     listeners: Vec::new(),
                     dns: control::Names::default(),

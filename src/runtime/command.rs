@@ -20,15 +20,15 @@ use std::time::SystemTime;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot};
 
-use super::capture::{Capture, Captures};
+use super::capture::{Captures, Running};
 use super::endpoint::Endpoint;
 use super::events::Hub;
 use crate::api::verbs::observe::EventKind;
 use crate::network::config::Listener;
 use crate::network::fault::Rule;
 use crate::stack::arena::Id;
-use crate::stack::census::{Cursor, FlowFilter, FlowId, FlowRecord, Numbers, PAGE};
-use crate::stack::fault::Counts;
+use crate::stack::census::{Cursor, FlowFilter, FlowId, FlowRecord, Lane, Numbers, PAGE};
+use crate::stack::fault::{Counts, Released, Shaping};
 use crate::stack::ledger::{PortTotals, Traffic};
 use crate::stack::switch::AttachRefusal;
 use crate::stack::verdict::DropCounters;
@@ -69,7 +69,7 @@ pub enum Command {
     /// Copy frames to one more capture.
     StartCapture {
         /// It.
-        capture: Box<Capture>,
+        capture: Running,
         /// Said when the next frame will be seen by it.
         done: oneshot::Sender<()>,
     },
@@ -104,8 +104,17 @@ pub enum Command {
     Faults {
         /// All rules from now on; None leaves them.
         rules: Option<Vec<Rule>>,
-        /// What happened so far by each of those that hold now.
-        done: oneshot::Sender<Vec<[Counts; 2]>>,
+        /// What came of it.
+        done: oneshot::Sender<FaultsSet>,
+    },
+    /// The first lane's faults hold here too.
+    ShareFaults {
+        /// What they are at.
+        shaping: Option<Arc<Mutex<Shaping>>>,
+        /// Those that ended.
+        released: Released,
+        /// Said when it is so.
+        done: oneshot::Sender<()>,
     },
     /// All numbers.
     Stats {
@@ -119,6 +128,17 @@ pub enum Command {
         /// Said when it is so.
         done: oneshot::Sender<()>,
     },
+}
+
+/// What came of a change of faults.
+#[derive(Debug)]
+pub struct FaultsSet {
+    /// What happened so far by each of those that hold now.
+    pub counts: Vec<[Counts; 2]>,
+    /// What they are at, if there are any.
+    pub shaping: Option<Arc<Mutex<Shaping>>>,
+    /// Those that ended: what other lanes hold of them goes on.
+    pub released: Released,
 }
 
 /// The endpoint of a process that has only one.
@@ -187,6 +207,13 @@ impl Orders {
         (Self { channel, wake }, receiver)
     }
 
+    /// Asks without waiting; fails when as much waits as may.
+    pub fn post(&self, order: Order) -> io::Result<()> {
+        self.channel.try_send(order).map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+
     /// Asks and waits.
     pub async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> io::Result<T> {
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the data plane has ended");
@@ -231,6 +258,8 @@ pub struct DataPlane(Arc<Handle>);
 #[derive(Debug)]
 struct Handle {
     orders: Orders,
+    /// Further lanes.
+    further: Vec<Orders>,
     endpoint: Id,
     next_listener: AtomicUsize,
     captures: Captures,
@@ -252,13 +281,14 @@ impl DataPlane {
     /// already. Also returns the data plane's end.
     pub fn new(wake: Arc<EventFd>, listeners: usize) -> (Self, mpsc::Receiver<Order>) {
         let (orders, receiver) = Orders::new(wake);
-        (Self::of(orders, FIRST, listeners), receiver)
+        (Self::of(orders, Vec::new(), FIRST, listeners), receiver)
     }
 
-    /// Of one endpoint of several.
-    pub fn of(orders: Orders, endpoint: Id, listeners: usize) -> Self {
+    /// Of one endpoint of several; `further`: the lanes that it has beside the first.
+    pub fn of(orders: Orders, further: Vec<Orders>, endpoint: Id, listeners: usize) -> Self {
         Self(Arc::new(Handle {
             orders,
+            further,
             endpoint,
             next_listener: AtomicUsize::new(listeners),
             captures: Captures::default(),
@@ -321,30 +351,97 @@ impl DataPlane {
         &self.0.hub
     }
 
-    /// A page of flows.
+    /// A page of flows; those of further lanes come behind the first's.
     pub async fn flows(&self, after: Cursor, limit: usize, filter: FlowFilter) -> io::Result<FlowPage> {
         let (page, filter) = (Vec::with_capacity(limit.min(PAGE)), Box::new(filter));
-        self.ask(|done| Command::Flows { after, limit, filter, page, done }).await
+        let (lane, after) = after.split();
+        let Some(orders) = self.lane(lane) else {
+            // A cursor that somebody made up.
+            let total = self.statistics().await?.numbers.live.iter().sum();
+            return Ok(FlowPage { flows: page, next: None, total, now: smoltcp::time::Instant::ZERO });
+        };
+        let mut found = self.ask_lane(orders, |done| Command::Flows { after, limit, filter, page, done }).await?;
+        let behind = Lane(lane.0.saturating_add(1));
+        found.next = match found.next {
+            Some(next) => Some(next.outside(lane)),
+            None => self.lane(behind).map(|_| Cursor::of_lane(behind)),
+        };
+        if !self.0.further.is_empty() {
+            found.total = self.statistics().await?.numbers.live.iter().sum();
+        }
+        Ok(found)
     }
 
     /// Ends a flow; returns whether it was there.
     pub async fn kill_flow(&self, id: FlowId) -> io::Result<bool> {
-        self.ask(|done| Command::KillFlow { id, done }).await
+        let (lane, id) = id.split();
+        match self.lane(lane) {
+            Some(orders) => self.ask_lane(orders, |done| Command::KillFlow { id, done }).await,
+            None => Ok(false),
+        }
     }
 
     /// All numbers.
     pub async fn statistics(&self) -> io::Result<Box<Statistics>> {
-        self.ask(|done| Command::Stats { done }).await
+        let mut all = self.ask(|done| Command::Stats { done }).await?;
+        for orders in &self.0.further {
+            let more = self.ask_lane(orders, |done| Command::Stats { done }).await?;
+            all.numbers.add(&more.numbers);
+            all.drops.add(&more.drops);
+            all.delayed += more.delayed;
+        }
+        Ok(all)
     }
 
     /// Has these rules of faults hold, where some are given; what happened by each of those that hold then.
     pub async fn faults(&self, rules: Option<Vec<Rule>>) -> io::Result<Vec<[Counts; 2]>> {
-        self.ask(|done| Command::Faults { rules, done }).await
+        let changes = rules.is_some();
+        let FaultsSet { counts, shaping, released } = self.ask(|done| Command::Faults { rules, done }).await?;
+        for orders in self.0.further.iter().filter(|_| changes) {
+            let (shaping, released) = (shaping.clone(), released.clone());
+            self.ask_lane(orders, |done| Command::ShareFaults { shaping, released, done }).await?;
+        }
+        Ok(counts)
     }
 
     /// Has flows that begin and end told, or no longer.
     pub async fn tell_flows(&self, on: bool) -> io::Result<()> {
-        self.ask(|done| Command::Events { on, done }).await
+        for orders in self.lanes() {
+            self.ask_lane(orders, |done| Command::Events { on, done }).await?;
+        }
+        Ok(())
+    }
+
+    /// Has frames copied to a capture.
+    pub(super) async fn start_capture(&self, capture: &Running) -> io::Result<()> {
+        for orders in self.lanes() {
+            let capture = capture.clone();
+            self.ask_lane(orders, |done| Command::StartCapture { capture, done }).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a capture ended; returns whether it was there.
+    pub(super) async fn stop_capture(&self, id: u32) -> io::Result<bool> {
+        let mut known = false;
+        for orders in self.lanes() {
+            known |= self.ask_lane(orders, |done| Command::StopCapture { id, done }).await?;
+        }
+        Ok(known)
+    }
+
+    /// The lanes that serve this endpoint, the first one first.
+    pub fn lanes(&self) -> impl Iterator<Item = &Orders> {
+        std::iter::once(&self.0.orders).chain(&self.0.further)
+    }
+
+    fn lane(&self, lane: Lane) -> Option<&Orders> {
+        self.lanes().nth(lane.0.into())
+    }
+
+    async fn ask_lane<T>(&self, orders: &Orders, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> io::Result<T> {
+        let endpoint = self.0.endpoint;
+        orders.ask(|done| Order::Endpoint(endpoint, command(done))).await
     }
 
     /// Captures that are begun and ended on request: each method takes this handle.
@@ -353,7 +450,6 @@ impl DataPlane {
     }
 
     pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> io::Result<T> {
-        let endpoint = self.0.endpoint;
-        self.0.orders.ask(|done| Order::Endpoint(endpoint, command(done))).await
+        self.ask_lane(&self.0.orders, command).await
     }
 }

@@ -19,7 +19,7 @@ use smoltcp::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 use super::capture::Taken;
-use super::command::{Command, FlowPage, Statistics};
+use super::command::{Command, FaultsSet, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
@@ -29,7 +29,8 @@ use crate::host::stream::{self, Connect, Moved};
 use crate::network::config::{EndpointConfig, Membership, Proto};
 use crate::network::fault::Rules;
 use crate::stack::arena::Id;
-use crate::stack::census::Numbers;
+use crate::stack::census::{Lane, Numbers};
+use crate::stack::fault::Released;
 use crate::stack::flow::GuestPort;
 use crate::stack::policy::NetworkRules;
 use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
@@ -68,8 +69,12 @@ pub struct Parts {
     pub queries: mpsc::Sender<DnsQuery>,
     /// What happens to frames on purpose, from the first on.
     pub faults: Rules,
-    /// On a shared network: what that says of all, how this one is a member, and who is told when its TAP is gone.
-    pub shared: Option<(NetworkRules, Membership, oneshot::Sender<()>)>,
+    /// On a shared network: what that says of all.
+    pub rules: Option<NetworkRules>,
+    /// There: how this one is a member, and who is told when its TAP is gone.
+    pub shared: Option<(Membership, oneshot::Sender<()>)>,
+    /// Which of its lanes this is, and how many there are.
+    pub lane: (Lane, usize),
 }
 
 /// One endpoint.
@@ -101,17 +106,18 @@ pub struct Endpoint {
 impl Endpoint {
     /// Puts it together; nothing of the guest's is read before [`Sockets::register`].
     pub fn new(parts: Parts, limits: Limits, seed: u64, now: Instant, epoll: Arc<Epoll>) -> Self {
-        let Parts { id, config, tap, captures, flows, queries, faults, shared } = parts;
+        let Parts { id, config, tap, captures, flows, queries, faults, rules, shared, lane } = parts;
         let mut sockets = Sockets::new(id, &config, tap, epoll, queries);
         sockets.captures = captures;
         sockets.now = now;
+        sockets.lanes = lane.1;
         sockets.set_faults(faults.all(), now);
         let mut stack = Stack::new(config, limits, seed, now);
-        let (mut membership, mut gone) = (None, None);
-        if let Some((rules, member, tell)) = shared {
+        stack.set_lane(lane.0, lane.1);
+        if let Some(rules) = rules {
             stack.set_network(rules);
-            (membership, gone) = (Some(member), Some(tell));
         }
+        let (membership, gone) = shared.unzip();
         Self {
             id,
             stack,
@@ -678,19 +684,29 @@ impl Endpoint {
                 let _ = done.send(Box::new(Statistics { numbers, drops, ports, delayed }));
             }
             Command::Faults { rules, done } => {
+                let mut released = Released::default();
                 if let Some(rules) = rules {
-                    self.sockets.set_faults(&rules, now);
+                    released = self.sockets.set_faults(&rules, now);
                     self.sockets.release_to_guest(now);
                 }
-                let counts = self.sockets.faults.as_ref().map(|faults| faults.counts().collect());
-                let _ = done.send(counts.unwrap_or_default());
+                let counts = self.sockets.faults.as_ref().map(|faults| faults.counts());
+                let shaping = self.sockets.shaping();
+                let _ = done.send(FaultsSet { counts: counts.unwrap_or_default(), shaping, released });
+            }
+            Command::ShareFaults { shaping, released, done } => {
+                self.sockets.share_faults(shaping);
+                if let Some(faults) = &mut self.sockets.faults {
+                    faults.release(&released, now);
+                }
+                self.sockets.release_to_guest(now);
+                let _ = done.send(());
             }
             Command::Events { on, done } => {
                 self.stack.listen_to_flows(on);
                 let _ = done.send(());
             }
             Command::StartCapture { capture, done } => {
-                self.sockets.captures.add(*capture);
+                self.sockets.captures.add(capture);
                 let _ = done.send(());
             }
             Command::StopCapture { id, done } => {

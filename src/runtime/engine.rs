@@ -13,6 +13,9 @@
 //! What faults on purpose hold (`stack::fault`) goes on in the turn in which it is due; while any endpoint has some, waiting is
 //! timed in nanoseconds instead of milliseconds.
 //!
+//! A TAP with several queues has a thread for each (`runtime::lanes`): this one, and further ones that have no switch and hand over
+//! what is not theirs.
+//!
 //! Endpoints come and go between events and the next wait, so no event is ever of a predecessor in its slot.
 
 use std::io;
@@ -33,6 +36,7 @@ use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
 use super::endpoint::{Endpoint, Parts};
 use super::events;
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
+use super::lanes::{HandOver, Inbox, Lanes, Parcel, Place};
 use super::observe::Identity;
 use super::sockets::{MAX_SLOTS, Sockets, Token, What};
 use super::vigil::{self, Vigil};
@@ -142,8 +146,12 @@ impl Members for Table {
 pub struct Engine {
     epoll: Arc<Epoll>,
     table: Table,
-    /// On a shared network.
+    /// On a shared network, in the first lane.
     switch: Option<Switch>,
+    /// What comes from further lanes.
+    inbox: Option<Inbox>,
+    /// This is a further lane: the way to the first.
+    hand: Option<HandOver>,
     /// When each endpoint is due.
     due: Earliest,
     frame: Box<[u8]>,
@@ -184,6 +192,8 @@ pub struct Ends {
     pub orders: Orders,
     /// Its epoll, for endpoints that are made for it.
     pub epoll: Arc<Epoll>,
+    /// Further threads.
+    pub lanes: Lanes,
     /// When its time began.
     pub since: Clock,
 }
@@ -193,24 +203,41 @@ impl Engine {
     pub fn new(switch: Option<Switch>) -> Result<(Self, Ends), RuntimeError> {
         let (ask, queries) = mpsc::channel(control::QUEUE);
         let (answers, answers_out) = mpsc::channel(control::QUEUE);
+        let since = Clock::now();
+        let (engine, orders, epoll) = Self::bare(since, answers_out)?;
+        let wake = Arc::clone(&engine.wake);
+        let (lanes, inbox) = Lanes::new(ask.clone(), Arc::clone(&wake), since);
+        let engine = Self { switch, inbox: Some(inbox), ..engine };
+        Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, lanes, since }))
+    }
+
+    /// A further lane, whose time is the first's.
+    pub(super) fn further(hand: HandOver, since: Clock) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
+        let (_, no_answers) = mpsc::channel(1);
+        let (engine, orders, epoll) = Self::bare(since, no_answers)?;
+        Ok((Self { hand: Some(hand), ..engine }, orders, epoll))
+    }
+
+    fn bare(since: Clock, answers: mpsc::Receiver<DnsAnswer>) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake = Arc::new(wake.map_err(system("make an eventfd"))?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("set up epoll"))?);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Control.encode());
         epoll.add(&*wake, event).map_err(system("watch the eventfd"))?;
         let (orders, orders_out) = Orders::new(Arc::clone(&wake));
-        let since = Clock::now();
         let engine = Self {
             epoll: Arc::clone(&epoll),
             table: Table::default(),
-            switch,
+            switch: None,
+            inbox: None,
+            hand: None,
             due: Earliest::default(),
             frame: vec![0; MAX_FRAME].into_boxed_slice(),
             // A run of datagrams, and behind it one more that may be part of it.
             datagram: vec![0; 2 * (usize::from(u16::MAX) + 1)].into_boxed_slice(),
-            answers: answers_out,
+            answers,
             orders: orders_out,
-            wake: Arc::clone(&wake),
+            wake,
             start: since,
             addresses_at: None,
             addresses: (None, None),
@@ -223,7 +250,7 @@ impl Engine {
             look_until: Instant::ZERO,
             exit: None,
         };
-        Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
+        Ok((engine, orders, epoll))
     }
 
     /// Ends when the other side of `exit` closes.
@@ -241,28 +268,39 @@ impl Engine {
 
 /// Sets both planes up for one endpoint; nothing of the guest is read yet.
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint: config, tap, pcap, listeners, dns, metrics, api, exit, membership: _, faults } = attached;
+    let Attached { endpoint: config, tap, queues, pcap, listeners, dns, metrics, api, exit, membership: _, faults } =
+        attached;
     let (mut engine, ends) = Engine::new(None)?;
-    let Ends { queries, ask, answers, wake, orders, epoll, since } = ends;
+    let Ends { queries, ask, answers, wake, orders, epoll, mut lanes, since } = ends;
     if let Some(exit) = exit {
         engine.watch_exit(exit)?;
     }
-    let plane = DataPlane::of(orders, FIRST, listeners.len());
+    let limits = Limits::default();
+    let identity = Identity { since, ..Identity::new(config.clone(), limits) };
+    let (flows, hearer) = events::flow_channel();
+    let parts = Parts {
+        id: FIRST,
+        config: config.clone(),
+        tap,
+        captures: Taken::default(),
+        flows,
+        queries: ask,
+        faults: faults.clone(),
+        rules: None,
+        shared: None,
+        lane: Default::default(),
+    };
+    let place = Place { orders, epoll, queues, listeners: listeners.len(), pcap, now: Instant::ZERO };
+    let (plane, mut endpoint) = lanes.endpoint(parts, limits, place)?.serve_further()?;
     let api = api.map(|listener| {
         let guest = Guest::new(&config);
         (listener, Forwards::new(plane.clone(), guest, MAX_FORWARDS))
     });
-    let limits = Limits::default();
-    let identity = Identity { since, ..Identity::new(config.clone(), limits) };
-    let (flows, hearer) = events::flow_channel();
-    let captures = first_captures(&plane, pcap);
-    let parts = Parts { id: FIRST, config, tap, captures, flows, queries: ask, faults: faults.clone(), shared: None };
-    let mut endpoint = Endpoint::new(parts, limits, seed()?, Instant::ZERO, epoll);
     for (number, (listener, fd)) in listeners.into_iter().enumerate() {
         plane.know(number, listener);
         endpoint.sockets.add_listener(number, listener, fd).map_err(system("set up epoll"))?;
     }
-    engine.install(Box::new(endpoint)).map_err(|(error, _)| system("set up epoll")(error))?;
+    engine.install(endpoint).map_err(|(error, _)| system("set up epoll")(error))?;
     let observed = Some((identity, hearer));
     let metrics = metrics.map(Into::into);
     Ok((engine, Control { supervisor, dns, queries, answers, wake, metrics, api, plane, observed, faults }))
@@ -348,9 +386,12 @@ impl Engine {
                 switch.handle_timeout(now, &mut self.table);
             }
             if control {
-                self.control_ready(now);
+                self.control_ready(now)?;
             }
             self.settle(now);
+            if let Some(hand) = &mut self.hand {
+                hand.flush();
+            }
             self.vigil.handle_turn(ready, std::mem::take(&mut self.moved));
         }
     }
@@ -441,7 +482,7 @@ impl Engine {
         while let Some(faults) = &mut endpoint.sockets.faults
             && let Some(mut frame) = faults.poll_due(now, fault::Direction::FromGuest)
         {
-            carry_on(&mut self.switch, &mut self.table, endpoint, &mut frame, now);
+            carry_on((&mut self.hand, &mut self.switch), &mut self.table, endpoint, &mut frame, now);
         }
     }
 
@@ -469,7 +510,7 @@ impl Engine {
                     self.bury(endpoint);
                     return Ok(());
                 }
-                Err(error) if self.switch.is_some() => {
+                Err(error) if self.switch.is_some() || self.hand.is_some() => {
                     tracing::error!("cannot read from the TAP of {}: {error}", endpoint.stack.config().id);
                     self.bury(endpoint);
                     return Ok(());
@@ -485,7 +526,7 @@ impl Engine {
             let Sockets { faults, drops, .. } = &mut endpoint.sockets;
             let verdict = faults.as_mut().map(|one| one.handle_frame(now, fault::Direction::FromGuest, frame, drops));
             if verdict != Some(Verdict::Taken) {
-                carry_on(&mut self.switch, &mut self.table, endpoint, frame, now);
+                carry_on((&mut self.hand, &mut self.switch), &mut self.table, endpoint, frame, now);
             }
             if bytes >= BYTE_BUDGET {
                 return Ok(());
@@ -498,6 +539,9 @@ impl Engine {
     fn bury(&mut self, endpoint: &mut Endpoint) {
         if let Some(switch) = &mut self.switch {
             switch.detach(endpoint.id.index as u16);
+            endpoint.bury();
+        } else if self.hand.is_some() {
+            // The first lane finds the same, and what it means.
             endpoint.bury();
         } else {
             self.tap_gone = true;
@@ -519,9 +563,11 @@ impl Engine {
         }
     }
 
-    fn control_ready(&mut self, now: Instant) {
+    fn control_ready(&mut self, now: Instant) -> Result<(), RuntimeError> {
         let _ = self.wake.read();
+        self.take_parcels(now)?;
         if self.switch.is_none()
+            && self.hand.is_none()
             && let Some(endpoint) = self.table.at(FIRST.index)
         {
             // Members of a shared network are gone before their process is.
@@ -535,13 +581,40 @@ impl Engine {
         while let Ok(order) = self.orders.try_recv() {
             self.obey(order, now);
         }
+        Ok(())
+    }
+
+    /// Frames that other lanes read and have no use for. What captures and faults do has been done.
+    fn take_parcels(&mut self, now: Instant) -> Result<(), RuntimeError> {
+        let Some(inbox) = self.inbox.take() else { return Ok(()) };
+        let mut failed = Ok(());
+        for parcel in inbox.all() {
+            let (of, mut frame, back) = match parcel {
+                Parcel::Frame { of, frame, back } => (of, frame, back),
+                Parcel::Failed(error) => {
+                    failed = Err(error);
+                    break;
+                }
+            };
+            let slot = of.index as usize;
+            if self.table.touch_id(of).is_some()
+                && let Some(mut endpoint) = self.table.slots[slot].take()
+            {
+                carry_on((&mut self.hand, &mut self.switch), &mut self.table, &mut endpoint, &mut frame, now);
+                self.table.slots[slot] = Some(endpoint);
+            }
+            // A lane that is gone wants none back.
+            let _ = back.try_send(frame);
+        }
+        self.inbox = Some(inbox);
+        failed
     }
 
     /// Does what the control plane asks. Who asked may have stopped waiting; it is done all the same.
     fn obey(&mut self, order: Order, now: Instant) {
         match order {
             Order::Endpoint(id, command) => {
-                let faults = matches!(command, Command::Faults { rules: Some(_), .. });
+                let faults = matches!(command, Command::Faults { rules: Some(_), .. } | Command::ShareFaults { .. });
                 if let Some(endpoint) = self.table.touch_id(id) {
                     endpoint.obey(command, now, &mut self.datagram);
                 }
@@ -624,9 +697,23 @@ impl Engine {
     }
 }
 
-/// A frame of a guest's goes to the switch, or to its stack.
-fn carry_on(switch: &mut Option<Switch>, table: &mut Table, endpoint: &mut Endpoint, frame: &mut [u8], now: Instant) {
+/// A frame of a guest's goes to the first lane, to the switch, or to its stack.
+fn carry_on(
+    (hand, switch): (&mut Option<HandOver>, &mut Option<Switch>),
+    table: &mut Table,
+    endpoint: &mut Endpoint,
+    frame: &mut [u8],
+    now: Instant,
+) {
     let Endpoint { id, stack, sockets, .. } = &mut *endpoint;
+    if let Some(hand) = hand
+        && !stack.owns(frame)
+    {
+        if !hand.give(*id, frame) {
+            sockets.drops.count(DropReason::HandOver);
+        }
+        return;
+    }
     match switch {
         None => stack.handle_from_guest(now, frame, sockets),
         Some(switch) => switch.handle_from_guest(now, id.index as u16, frame, (stack, sockets), table),

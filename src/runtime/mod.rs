@@ -1,6 +1,6 @@
 //! The network process: link ⇄ stack ⇄ host.
 //!
-//! Two threads. The **data plane** ([`engine`]) runs on the first: level-triggered epoll over the TAP, the listeners and
+//! Two threads, and one more for each further queue that a TAP has ([`lanes`]). The **data plane** ([`engine`]) runs on the first: level-triggered epoll over the TAP, the listeners and
 //! every host socket; it is the only reader of the clock and never waits for anything but epoll. The **control plane**
 //! ([`control`]) is a tokio current-thread runtime: the attach connection, upstream DNS. They talk through bounded
 //! channels and an eventfd; what does not fit is dropped and counted, so nothing there can stall a packet.
@@ -24,6 +24,7 @@ pub mod engine;
 pub mod events;
 pub mod faults;
 pub mod forwards;
+pub mod lanes;
 mod metrics_http;
 mod moderation;
 pub mod network;
@@ -53,6 +54,8 @@ pub struct Attached {
     pub endpoint: EndpointConfig,
     /// The TAP.
     pub tap: OwnedFd,
+    /// Further queues of it.
+    pub queues: Vec<OwnedFd>,
     /// An open capture file.
     pub pcap: Option<OwnedFd>,
     /// Published ports with their sockets.

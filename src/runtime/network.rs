@@ -41,11 +41,13 @@ use tokio::task::{JoinHandle, LocalSet};
 
 use super::answers::Answers;
 use super::arrival::{Arrival, Heard};
-use super::command::{AttachError as Refusal, DataPlane, MemberTraffic, Order};
+use super::capture::Taken;
+use super::command::{AttachError as Refusal, DataPlane, MemberTraffic, Order, Orders};
 use super::control::answer_query;
-use super::endpoint::{Endpoint, Parts};
-use super::engine::{Ends, Engine, first_captures, seed};
+use super::endpoint::Parts;
+use super::engine::{Ends, Engine, seed};
 use super::faults::Faults;
+use super::lanes::{Laned, Lanes, Place};
 use super::observe::{Identity, Observer};
 use super::sockets::MAX_SLOTS;
 use super::told::Told;
@@ -145,6 +147,7 @@ struct Network {
     connections: Cell<usize>,
     ended: tokio::sync::Notify,
     ends: EndsLeft,
+    lanes: RefCell<Lanes>,
 }
 
 /// What is left of the data plane's ends without the questions.
@@ -176,7 +179,7 @@ impl Network {
         confinement: BTreeMap<String, String>,
         ends: Ends,
     ) {
-        let Ends { mut queries, ask, answers, wake, orders, epoll, since } = ends;
+        let Ends { mut queries, ask, answers, wake, orders, epoll, lanes, since } = ends;
         let listener = match crate::sys::fd::watch(listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!("cannot watch the attach socket: {error}"),
@@ -190,6 +193,7 @@ impl Network {
             connections: Cell::new(0),
             ended: tokio::sync::Notify::new(),
             ends: EndsLeft { ask, orders, epoll, since },
+            lanes: RefCell::new(lanes),
             config,
             user,
             confinement,
@@ -302,7 +306,8 @@ impl Network {
 
     /// Serves an endpoint, or says why not.
     async fn admit(&self, attached: Box<Attached>) -> Result<Served, String> {
-        let Attached { endpoint: config, tap, pcap, listeners, mut dns, metrics, membership, faults, .. } = *attached;
+        let Attached { endpoint: config, tap, queues, pcap, listeners, mut dns, metrics, membership, faults, .. } =
+            *attached;
         let Membership { names, links } = &membership;
         let aliases = self.read(|directory| directory.aliases(links)).map_err(|error| error.to_string())?;
         let id = self.take_slot()?;
@@ -312,7 +317,6 @@ impl Network {
             resolver.set_neighbours(Neighbours { directory: Arc::clone(&self.directory), aliases });
         }
         dns.tell(&resolver);
-        let plane = DataPlane::of(self.ends.orders.clone(), id, 0);
         let (flows, hearer) = events::flow_channel();
         let (tell_gone, gone) = oneshot::channel();
         let rules = NetworkRules { internal: self.config.internal, masquerade: self.config.masquerade };
@@ -322,21 +326,34 @@ impl Network {
             id,
             config: config.clone(),
             tap,
-            captures: first_captures(&plane, pcap),
+            captures: Taken::default(),
             flows,
             queries: self.ends.ask.clone(),
             faults: faults.clone(),
-            shared: Some((rules, membership.clone(), tell_gone)),
+            rules: Some(rules),
+            shared: Some((membership.clone(), tell_gone)),
+            lane: Default::default(),
         };
-        let now = Instant::from_micros(i64::try_from(self.ends.since.elapsed().as_micros()).unwrap_or(i64::MAX));
-        let attached = match seed() {
-            Ok(seed) => self.attach(Endpoint::new(parts, limits, seed, now, Arc::clone(&self.ends.epoll))).await,
+        let place = Place {
+            orders: self.ends.orders.clone(),
+            epoll: Arc::clone(&self.ends.epoll),
+            queues,
+            listeners: 0,
+            pcap,
+            now: Instant::from_micros(i64::try_from(self.ends.since.elapsed().as_micros()).unwrap_or(i64::MAX)),
+        };
+        let made = self.lanes.borrow_mut().endpoint(parts, limits, place);
+        let attached = match made {
+            Ok(laned) => self.attach(id, laned).await,
             Err(error) => Err(chain(&error)),
         };
-        if let Err(desc) = attached {
-            self.give_slot_back(id);
-            return Err(desc);
-        }
+        let plane = match attached {
+            Ok(plane) => plane,
+            Err(desc) => {
+                self.give_slot_back(id);
+                return Err(desc);
+            }
+        };
         let addresses = config.v4.map(|plan| IpAddr::V4(plan.guest)).into_iter();
         let addresses: Vec<IpAddr> = addresses.chain(config.v6.map(|plan| IpAddr::V6(plan.guest))).collect();
         let joined = if self.config.names {
@@ -372,14 +389,14 @@ impl Network {
         Ok(Served { id, plane, resolver, answers, names: dns, tasks, gone })
     }
 
-    /// Has the data plane serve an endpoint.
-    async fn attach(&self, endpoint: Endpoint) -> Result<(), String> {
-        let mut endpoint = Box::new(endpoint);
+    /// Has the data plane serve an endpoint: the first lane, which may refuse, then the others.
+    async fn attach(&self, id: Id, laned: Laned) -> Result<DataPlane, String> {
+        let Laned { plane, first: mut endpoint, further } = laned;
         let membership = endpoint.membership.clone();
         for attempt in 1.. {
             let asked = self.ends.orders.ask(|done| Order::Attach { endpoint, done }).await;
             match asked.map_err(|error| error.to_string())? {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err((Refusal::Refused(AttachRefusal::MacInUse(_) | AttachRefusal::AddressInUse(_)), again))
                     if attempt < TRIES =>
                 {
@@ -390,7 +407,25 @@ impl Network {
                 Err((refusal, _)) => return Err(chain(&refusal)),
             }
         }
-        Ok(())
+        for (orders, endpoint) in further {
+            let asked = orders.ask(|done| Order::Attach { endpoint, done }).await;
+            let refused = match asked {
+                Ok(Ok(())) => continue,
+                Ok(Err((refusal, _))) => chain(&refusal),
+                Err(error) => error.to_string(),
+            };
+            self.detach(id).await;
+            return Err(refused);
+        }
+        Ok(plane)
+    }
+
+    /// Has no lane serve an endpoint any more. Its sockets close here, with a reset each, and not on the data plane.
+    async fn detach(&self, id: Id) {
+        let further: Vec<Orders> = self.lanes.borrow().further().cloned().collect();
+        for orders in further.iter().chain(std::iter::once(&self.ends.orders)) {
+            drop(orders.ask(|done| Order::Detach { id, done }).await);
+        }
     }
 
     /// In batches, so that nobody's frames wait for thousands of ports.
@@ -413,8 +448,7 @@ impl Network {
         if let Some(member) = self.members.borrow_mut().get_mut(id.index as usize) {
             *member = None;
         }
-        // The sockets close here, with a reset each, and not on the data plane.
-        drop(self.ends.orders.ask(|done| Order::Detach { id, done }).await);
+        self.detach(id).await;
         self.give_slot_back(id);
     }
 
@@ -534,8 +568,20 @@ impl Network {
     }
 
     async fn survey(&self) -> Result<(Vec<MemberTraffic>, usize), ApiError> {
-        let asked = self.ends.orders.ask(|done| Order::Survey { done }).await;
-        asked.map_err(|error| ApiError::new(Code::Gone, error.to_string()))
+        let gone = |error: std::io::Error| ApiError::new(Code::Gone, error.to_string());
+        let (mut members, memberships) = self.ends.orders.ask(|done| Order::Survey { done }).await.map_err(gone)?;
+        let further: Vec<Orders> = self.lanes.borrow().further().cloned().collect();
+        for orders in further {
+            let (more, _) = orders.ask(|done| Order::Survey { done }).await.map_err(gone)?;
+            for more in more {
+                if let Some(member) = members.iter_mut().find(|member| member.id == more.id) {
+                    member.crossed.add(&more.crossed);
+                    member.drops.add(&more.drops);
+                    member.flows += more.flows;
+                }
+            }
+        }
+        Ok((members, memberships))
     }
 
     async fn stats(&self) -> Result<api::NetworkStats, ApiError> {

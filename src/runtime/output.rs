@@ -8,6 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use smoltcp::time::Instant;
@@ -19,7 +20,7 @@ use crate::host::echo::{self, ECHO_HDR_LEN, Echo};
 use crate::link::pcap::Direction;
 use crate::network::fault;
 use crate::stack::arena::Id;
-use crate::stack::fault::{Faults, Limits, Verdict};
+use crate::stack::fault::{Faults, Limits, Released, Shaping, Verdict};
 use crate::stack::ledger::Traffic;
 use crate::stack::udp::UdpVia;
 use crate::stack::verdict::{DropCounters, DropReason};
@@ -296,12 +297,30 @@ impl Sockets {
 
     /// These faults hold from now on. What goes on because of that is due now: [`Sockets::release_to_guest`], and the engine for
     /// the other direction.
-    pub fn set_faults(&mut self, rules: &[fault::Rule], now: Instant) {
+    pub fn set_faults(&mut self, rules: &[fault::Rule], now: Instant) -> Released {
         if self.faults.is_none() && rules.is_empty() {
-            return;
+            return Released::default();
         }
-        let faults = self.faults.get_or_insert_with(|| Box::new(Faults::new(Limits::default())));
-        faults.set_rules(rules, now);
+        let limits = Limits::default().share(self.lanes);
+        let faults = self.faults.get_or_insert_with(|| Box::new(Faults::new(limits)));
+        faults.set_rules(rules, now)
+    }
+
+    /// What the rules are at, where there are any.
+    pub fn shaping(&self) -> Option<Arc<Mutex<Shaping>>> {
+        self.faults.as_ref().map(|faults| faults.shaping())
+    }
+
+    /// Has the rules of another lane's hold here, if there are any; those that are held by now stay.
+    pub fn share_faults(&mut self, shaping: Option<Arc<Mutex<Shaping>>>) {
+        if let Some(shaping) = shaping {
+            let limits = Limits::default().share(self.lanes);
+            match &mut self.faults {
+                // They hold what was shaped by the same, or nothing any more.
+                Some(faults) => faults.join(shaping),
+                None => self.faults = Some(Box::new(Faults::beside(limits, shaping))),
+            }
+        }
     }
 
     /// Faults that are over, and hold nothing any more, cost nothing from now on.

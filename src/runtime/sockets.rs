@@ -258,6 +258,8 @@ pub struct Sockets {
     pub(super) warned_sockets: bool,
     /// Who gets copies of frames.
     pub captures: Taken,
+    /// How many lanes the endpoint has.
+    pub(super) lanes: usize,
     /// What happens to frames on purpose, where anything does.
     pub faults: Option<Box<Faults>>,
     /// Packets that were held by faults that are over.
@@ -312,6 +314,7 @@ impl Sockets {
             warned_ping: false,
             warned_sockets: false,
             captures: Taken::default(),
+            lanes: 1,
             faults: None,
             delayed: 0,
             now: Instant::ZERO,

@@ -231,6 +231,7 @@ impl Attached {
             fresh: true,
             configure: Some(Configure::Member(interface)),
             see_end: true,
+            queues: interface.queues,
         };
         let joined = join::join(&request).map_err(|error| match error {
             JoinError::Refused(refusal) => AttachedError::Refused(words(&refusal, &self.target, &interface.name)),
@@ -239,7 +240,8 @@ impl Attached {
         for note in &joined.notes {
             tracing::warn!("{note}");
         }
-        Ok(self.station.handle_tap(&self.interface, joined.tap, joined.offloads)?)
+        let taps = std::iter::once(joined.tap).chain(joined.queues).collect();
+        Ok(self.station.handle_tap(&self.interface, taps, joined.offloads)?)
     }
 
     fn serve(&mut self, signals: &SignalFd, up: impl FnOnce(&str)) -> Result<u8, AttachedError> {

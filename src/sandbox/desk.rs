@@ -40,7 +40,7 @@ use super::edit::Edited;
 use super::endpoint::Endpoint;
 use super::place::Template;
 use super::published::{Bound, Published};
-use crate::api::attach::{AttachError, Context, FromNetwork, ToNetwork, VERSION};
+use crate::api::attach::{AttachError, BEFORE_QUEUES, Context, FromNetwork, ToNetwork, VERSION};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::hostfwd::{self, Fault};
 use crate::api::session::{PROTOCOL, Request};
@@ -199,10 +199,14 @@ impl Desk {
         let Some(tap) = &at.tap else { return Ok(()) };
         let mut fds = vec![Rc::clone(tap)];
         fds.extend(pcap.cloned());
+        fds.extend(at.queues.iter().cloned());
+        let queues = at.queues.len() as u8;
+        // Said no newer than it need be: a network's process may be of before.
+        let version = if queues > 0 { VERSION } else { BEFORE_QUEUES };
         let endpoint = Box::new(at.config().clone());
         let membership = at.membership().cloned().map(Box::new);
         let link = &mut at.uplink.link;
-        link.push(&ToNetwork::Attach { version: VERSION, endpoint, pcap: pcap.is_some(), membership }, fds)?;
+        link.push(&ToNetwork::Attach { version, endpoint, pcap: pcap.is_some(), queues, membership }, fds)?;
         if let Some((_, socket)) = self.metrics.as_ref().filter(|_| at.metrics) {
             link.push(&ToNetwork::Metrics, vec![Rc::clone(socket)])?;
         }

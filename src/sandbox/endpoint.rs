@@ -40,6 +40,8 @@ pub struct Endpoint {
     pub uplink: Uplink,
     /// Duplicate of the guest's TAP, once it exists.
     pub tap: Option<Rc<OwnedFd>>,
+    /// Duplicates of its further queues.
+    pub queues: Vec<Rc<OwnedFd>>,
     /// It has the default route and the published ports.
     pub gateway: bool,
     /// It is asked what is asked of the sandbox's network: the gateway, or the first where there is none.
@@ -81,6 +83,7 @@ impl Endpoint {
             place,
             uplink,
             tap: None,
+            queues: Vec::new(),
             gateway: false,
             main: false,
             metrics: false,
@@ -147,8 +150,8 @@ impl Endpoint {
 
     /// Gives back what it has. A process that was left before is not waited for.
     pub fn close(self) {
-        let Self { place, uplink, tap, leaving, .. } = self;
-        drop(tap);
+        let Self { place, uplink, tap, queues, leaving, .. } = self;
+        drop((tap, queues));
         if leaving.is_none() || matches!(place.source, Source::Own(_)) {
             uplink.close();
         }

@@ -4,6 +4,8 @@
 //! Where /proc/sys is read-only (in a container) its settings stay as they are: the interface then listens to our router
 //! advertisements, too, which say the same; and names are asked for at the gateway, not at [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS).
 
+use std::num::NonZeroU8;
+
 use serde::{Deserialize, Serialize};
 
 use super::netlink::{self, NetlinkError};
@@ -23,6 +25,8 @@ pub struct Interface {
     pub v4: Option<PlanV4>,
     /// IPv6 plan.
     pub v6: Option<PlanV6>,
+    /// Queues of the TAP, where the kernel has several.
+    pub queues: NonZeroU8,
     /// There is no way out of its network.
     pub internal: bool,
     /// Names are to be asked for at [`EMBEDDED_DNS`](crate::stack::policy::EMBEDDED_DNS), which leads to the gateway.

@@ -457,8 +457,10 @@ impl Monitor {
         };
         match message {
             FromSandbox::Tap { name, offloads } => {
-                let tap = fds.pop().ok_or(RunError::InitDied("it sent no TAP".to_owned()))?;
-                self.station.handle_tap(&name, tap, offloads)?;
+                if fds.is_empty() {
+                    return Err(RunError::InitDied("it sent no TAP".to_owned()));
+                }
+                self.station.handle_tap(&name, fds, offloads)?;
                 self.handle_made(&name)?;
             }
             FromSandbox::NotConnected { name, desc } => self.handle_not_made(&name, &desc)?,

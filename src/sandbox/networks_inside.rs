@@ -1,7 +1,7 @@
 //! The interfaces of a sandbox as its first process makes, orders and deletes them: those that it is born with, and those of
 //! networks that it is connected to later. The monitor says what, one thing at a time (`sandbox::proto`).
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::inside::{InsideError, Setup};
 use super::interface::{self, Interface};
@@ -10,7 +10,8 @@ use super::proto::FromSandbox;
 use super::resets::{self, Over, Whose};
 use super::routes::Routes;
 use super::tap;
-use crate::api::attach;
+use crate::api::attach::{self, AttachError};
+use crate::network::config::Offloads;
 use crate::telemetry;
 
 /// What there is.
@@ -27,10 +28,9 @@ impl Networks {
         let only = setup.interfaces.len() == 1;
         let mut embedded_dns = false;
         for interface in &setup.interfaces {
-            let (tap, offloads) = tap::create(&interface.name)?;
-            let name = interface.name.clone();
-            attach::send(conn, &FromSandbox::Tap { name, offloads }, &[tap.as_raw_fd()])?;
-            drop(tap);
+            let (taps, offloads) = tap::create_queues(&interface.name, interface.queues)?;
+            tell(conn, &interface.name, &taps, offloads)?;
+            drop(taps);
             let configured = interface::configure(interface, only)?;
             notes.extend(configured.notes);
             embedded_dns = configured.embedded_dns;
@@ -47,14 +47,15 @@ impl Networks {
     /// One more, without a way out: that comes with the order.
     pub fn connect(&mut self, conn: &OwnedFd, interface: Interface) -> Result<(), InsideError> {
         let name = interface.name.clone();
-        let made = tap::create(&name).map_err(|error| telemetry::chain(&error)).and_then(|(tap, offloads)| {
+        let made = tap::create_queues(&name, interface.queues).map_err(|error| telemetry::chain(&error));
+        let made = made.and_then(|made| {
             interface::configure(&interface, false).map_err(|error| telemetry::chain(&error))?;
-            Ok((tap, offloads))
+            Ok(made)
         });
         match made {
-            Ok((tap, offloads)) => {
+            Ok((taps, offloads)) => {
                 self.interfaces.push(interface);
-                attach::send(conn, &FromSandbox::Tap { name, offloads }, &[tap.as_raw_fd()])?;
+                tell(conn, &name, &taps, offloads)?;
             }
             Err(desc) => attach::send(conn, &FromSandbox::NotConnected { name, desc }, &[])?,
         }
@@ -94,6 +95,12 @@ impl Networks {
             Err(error) => tracing::warn!("{}", telemetry::chain(&error)),
         }
     }
+}
+
+/// Hands the queues of a TAP over.
+fn tell(conn: &OwnedFd, name: &str, taps: &[OwnedFd], offloads: Offloads) -> Result<(), AttachError> {
+    let fds: Vec<RawFd> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+    attach::send(conn, &FromSandbox::Tap { name: name.to_owned(), offloads }, &fds)
 }
 
 fn named<'a>(interfaces: &'a [Interface], names: &[String]) -> Vec<&'a Interface> {

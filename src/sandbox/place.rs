@@ -5,6 +5,7 @@
 //! the sandbox is there. Nothing of it knows the network's process yet: that is `sandbox::endpoint`'s. Texts are Docker's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU8;
 use std::path::Path;
 
 use super::interface::Interface;
@@ -92,6 +93,8 @@ pub struct Template {
     pub config: EndpointConfig,
     /// Interfaces have IPv6 where their network has it.
     pub ipv6: bool,
+    /// Queues of each interface.
+    pub queues: NonZeroU8,
 }
 
 /// A place that is taken.
@@ -236,6 +239,7 @@ pub fn take(
             mtu,
             v4: Some(v4),
             v6,
+            queues: template.queues,
             internal: network.internal,
             embedded_dns: !network.is_default(),
             keep_routes: false,

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! sandbox                          monitor
-//!   Tap {name} + [tap]       ──►             a device exists (addresses may not yet); one for each interface
+//!   Tap {name} + [tap, …]    ──►             a device exists (addresses may not yet); one for each interface
 //!                            ◄──   Mapped    uid and gid maps are written
 //!   Prepared {notes} + [2]   ──►             namespaces are complete; /etc/resolv.conf and /etc/hosts, to be edited
 //!                            ◄──   Go        the network is ready: start the command
@@ -36,7 +36,7 @@ use crate::network::config::Offloads;
 /// Sandbox → monitor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromSandbox {
-    /// A TAP; its descriptor comes along.
+    /// A TAP; a descriptor for each of its queues comes along.
     Tap {
         /// The interface.
         name: String,

@@ -255,13 +255,16 @@ impl Station {
         Ok(((0..own.len()).map(is_ready).collect(), woken))
     }
 
-    /// The TAP of this interface exists: its network process is told everything.
-    pub fn handle_tap(&mut self, interface: &str, tap: OwnedFd, offloads: Offloads) -> Result<(), StationError> {
+    /// The TAP of this interface exists, with so many queues: its network process is told everything.
+    pub fn handle_tap(&mut self, interface: &str, taps: Vec<OwnedFd>, offloads: Offloads) -> Result<(), StationError> {
         let Some(at) = self.at(interface) else { return Ok(()) };
-        self.endpoints[at].tap = Some(Rc::new(tap));
+        let mut taps = taps.into_iter().map(Rc::new);
+        self.endpoints[at].tap = taps.next();
+        self.endpoints[at].queues = taps.collect();
         self.endpoints[at].place.config.offloads = offloads;
         tracing::info!(
             interface,
+            queues = 1 + self.endpoints[at].queues.len(),
             vnet_hdr = offloads.vnet_hdr,
             csum = offloads.csum,
             tso4 = offloads.tso4,
@@ -609,8 +612,8 @@ impl Station {
         // They let go at the same time.
         let mut closing = Vec::new();
         for endpoint in endpoints {
-            let Endpoint { place, mut uplink, tap, .. } = endpoint;
-            drop(tap);
+            let Endpoint { place, mut uplink, tap, queues, .. } = endpoint;
+            drop((tap, queues));
             uplink.link.say_goodbye();
             closing.push((uplink, place));
         }

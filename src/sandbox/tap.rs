@@ -1,9 +1,10 @@
 //! Making a TAP device and asking the kernel for its offloads.
 //!
 //! The device is created by the `tun` crate, which knows neither TUNSETOFFLOAD nor TUNSETVNETHDRSZ nor non-blocking
-//! creation; those are ours. The `tun` object is taken apart at once: its vectored I/O loses data, and all that is
+//! creation; those are ours, and so are several queues, which it refuses. The `tun` object is taken apart at once: its vectored I/O loses data, and all that is
 //! wanted of it is the descriptor.
 
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -53,6 +54,40 @@ fn remedy(error: &std::io::Error) -> &'static str {
         Some(libc::EPERM) => "; user namespaces have no capabilities here (see `tapway doctor`)",
         _ => "",
     }
+}
+
+/// Creates the TAP `name` with several queues in the current network namespace, each a descriptor; with one where the kernel
+/// does not have several (before Linux 3.8, or a device of that name is there already and has one).
+///
+/// A device made for one queue has none of this: it costs the kernel a hash of each frame.
+pub fn create_queues(name: &str, queues: NonZeroU8) -> Result<(Vec<OwnedFd>, Offloads), TapError> {
+    if queues.get() > 1 {
+        match open_queues(name, queues) {
+            Ok((taps, vnet_hdr)) => {
+                let mut offloads = Offloads::default();
+                for tap in &taps {
+                    // The device's, and the same each time.
+                    offloads = prepare(tap, vnet_hdr)?;
+                }
+                return Ok((taps, offloads));
+            }
+            Err(errno) => tracing::info!("no {queues} queues for {name}, so one: {errno}"),
+        }
+    }
+    create(name).map(|(tap, offloads)| (vec![tap], offloads))
+}
+
+/// Also says whether there is a header.
+fn open_queues(name: &str, queues: NonZeroU8) -> nix::Result<(Vec<OwnedFd>, bool)> {
+    let open = |vnet_hdr| sys::tap::open_queue(name, vnet_hdr).map(|first| (first, vnet_hdr));
+    let (first, vnet_hdr) = open(true).or_else(|_| open(false))?;
+    // Where the name was a pattern, the kernel has chosen.
+    let (name, _) = sys::tap::identity(first.as_fd())?;
+    let mut taps = vec![first];
+    for _ in 1..queues.get() {
+        taps.push(sys::tap::open_queue(&name, vnet_hdr)?);
+    }
+    Ok((taps, vnet_hdr))
 }
 
 /// Creates the TAP `name` in the current network namespace (one queue, non-blocking, close-on-exec) with as many

@@ -19,6 +19,21 @@ use crate::stack::ledger::{FlowEvent, PortTotals, Sums, Traffic};
 use crate::stack::tcp::ConnectFailure;
 use crate::stack::{Output, Stack};
 
+/// The lane is behind these bits of a slot in ids and cursors: `arena` needs 24.
+const LANE_SHIFT: u32 = 24;
+
+/// Which of an endpoint's stacks a flow is in: 0, and where its TAP has several queues, those of further ones
+/// (`runtime::lanes`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lane(pub u8);
+
+impl Lane {
+    /// A slot of this lane's as the endpoint's ids have it.
+    pub(super) fn outside(self, id: Id) -> Id {
+        Id { index: id.index | u32::from(self.0) << LANE_SHIFT, ..id }
+    }
+}
+
 /// Slots looked at for one page: at some 20 ns each, a tenth of a millisecond.
 pub const VISITS: usize = 4096;
 /// Most flows of one page.
@@ -85,6 +100,14 @@ pub struct FlowId {
     pub id: Id,
 }
 
+impl FlowId {
+    /// Whose flow it is, and its name there.
+    pub fn split(self) -> (Lane, Self) {
+        let slot = self.id.index & ((1 << LANE_SHIFT) - 1);
+        (Lane((self.id.index >> LANE_SHIFT) as u8), Self { id: Id { index: slot, ..self.id }, ..self })
+    }
+}
+
 /// Where a listing goes on. As text, `tcp-256`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -97,6 +120,21 @@ pub struct Cursor {
 impl Cursor {
     /// Where every listing begins.
     pub const START: Self = Self { kind: Kind::Tcp, slot: 0 };
+
+    /// Where the listing of a lane begins; that of the first is the first.
+    pub fn of_lane(lane: Lane) -> Self {
+        Self::START.outside(lane)
+    }
+
+    /// A place in a lane, as the endpoint's cursors have it.
+    pub fn outside(self, lane: Lane) -> Self {
+        Self { slot: self.slot | u32::from(lane.0) << LANE_SHIFT, ..self }
+    }
+
+    /// In whose listing it is, and where.
+    pub fn split(self) -> (Lane, Self) {
+        (Lane((self.slot >> LANE_SHIFT) as u8), Self { slot: self.slot & ((1 << LANE_SHIFT) - 1), ..self })
+    }
 }
 
 /// A text that is no id or cursor of ours.
@@ -238,6 +276,18 @@ pub struct Numbers {
     pub dns_queries: u64,
 }
 
+impl Numbers {
+    /// Adds those of another stack.
+    pub fn add(&mut self, other: &Self) {
+        self.frames_from_guest += other.frames_from_guest;
+        self.frames_to_guest += other.frames_to_guest;
+        self.live.iter_mut().zip(other.live).for_each(|(sum, more)| *sum += more);
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| sum.add(more));
+        self.evicted.iter_mut().zip(other.evicted).for_each(|(sum, more)| *sum += more);
+        self.dns_queries += other.dns_queries;
+    }
+}
+
 impl Stack {
     /// Adds the flows of one page to `page`, at most `limit` and at most [`PAGE`]; returns where the next begins, None
     /// behind the last. A page may be empty although there are more.
@@ -345,6 +395,18 @@ impl Stack {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_and_cursors_know_their_lane() {
+        let id = Id { index: 0x00ff_ffff, generation: 7 };
+        for lane in [Lane(0), Lane(1), Lane(255)] {
+            let flow = FlowId { kind: Kind::Tcp, id: lane.outside(id) };
+            assert_eq!(flow.split(), (lane, FlowId { kind: Kind::Tcp, id }));
+            let cursor = Cursor { kind: Kind::Echo, slot: 12 };
+            assert_eq!(cursor.outside(lane).split(), (lane, cursor));
+        }
+        assert_eq!(Cursor::of_lane(Lane(0)), Cursor::START);
+    }
 
     #[test]
     fn names_are_read_as_they_are_written() {

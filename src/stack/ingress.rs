@@ -10,7 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use smoltcp::time::Instant;
 
-use super::compose::{DEFAULT_TTL, EchoReply, IPV4_HDR_LEN, UDP_HDR_LEN, proto};
+use super::compose::{DEFAULT_TTL, EchoReply, IPV4_HDR_LEN, IPV6_HDR_LEN, UDP_HDR_LEN, proto};
+use super::flow::FlowKey;
 use super::ledger::{Traffic, datagrams};
 use super::policy::{DNS_PORT, Decision};
 use super::reassembly::Outcome;
@@ -19,6 +20,7 @@ use super::verdict::DropReason;
 use super::{Output, PingToHost, Stack, UdpToHost, dhcp6, neighbour};
 use crate::network::config::Mac;
 use crate::wire::icmp_error::IcmpError;
+use crate::wire::tcp_segment::{ACK, RST, SYN};
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{chain, csum};
 
@@ -41,6 +43,40 @@ struct Packet {
 }
 
 impl Stack {
+    /// Whether a frame of the guest's is for a stack that is not the endpoint's first: a whole TCP segment for somebody beyond the
+    /// gateway that begins a flow, or is of one that began here. What is wrong with the rest is for the first to find.
+    pub fn owns(&self, frame: &[u8]) -> bool {
+        let Some(packet) = frame.get(IP_OFFSET..) else { return false };
+        let eth = &frame[VNET_HDR_LEN..];
+        if eth[0] & 1 != 0 || self.config.slirp.is_none() && eth[0..6] != self.config.gateway_mac.0 {
+            return false;
+        }
+        let array = |at: usize| packet.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+        let array6 = |at: usize| packet.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+        let ends = match [eth[12], eth[13]] {
+            // A fragment has More-fragments or an offset.
+            [0x08, 0x00]
+                if packet.len() >= IPV4_HDR_LEN
+                    && packet[9] == proto::TCP
+                    && packet[6] & 0x3f == 0
+                    && packet[7] == 0 =>
+            {
+                let header = usize::from(packet[0] & 0x0f) * 4;
+                array(12).zip(array(16)).map(|(src, dst)| (IpAddr::V4(src.into()), IpAddr::V4(dst.into()), header))
+            }
+            // Extension headers, with which fragments come, are for the first.
+            [0x86, 0xdd] if packet.len() >= IPV6_HDR_LEN && packet[6] == proto::TCP => array6(8)
+                .zip(array6(24))
+                .map(|(src, dst)| (IpAddr::V6(src.into()), IpAddr::V6(dst.into()), IPV6_HDR_LEN)),
+            _ => None,
+        };
+        let Some((src, dst, at)) = ends else { return false };
+        let Some(&[a, b, c, d, .., flags]) = packet.get(at..at + 14) else { return false };
+        let port = |high, low| u16::from_be_bytes([high, low]);
+        let key = FlowKey { guest: src, peer: dst, guest_port: port(a, b), peer_port: port(c, d) };
+        flags & (SYN | ACK | RST) == SYN || self.tcp.has(&key)
+    }
+
     pub(super) fn ethernet(&mut self, now: Instant, frame: &mut [u8], out: &mut impl Output) -> Result<(), DropReason> {
         let hdr = VnetHdr::parse(frame).ok_or(DropReason::Truncated)?;
         if frame.len() < IP_OFFSET {

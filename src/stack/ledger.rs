@@ -99,6 +99,15 @@ pub struct Sums {
     pub traffic: Traffic,
 }
 
+impl Sums {
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        self.closed += other.closed;
+        self.traffic.add(&other.traffic);
+    }
+}
+
 /// The account of one table of flows.
 #[derive(Debug, Default)]
 pub struct Ledger {

@@ -18,6 +18,9 @@
 //!
 //! **Order.** A flow's frames go through one stack in the order of the TAP. There is one thread, no lock, and per frame
 //! no allocation, clock call or scan over flows (`contrib/bench/frames` counts).
+//!
+//! **Several.** An endpoint whose TAP has several queues has a stack for each. The first is whole; the others have TCP flows that the
+//! guest begins ([`Stack::owns`]), and everything else is handed to the first (`runtime::lanes`). They share nothing.
 
 pub mod arena;
 pub mod census;
@@ -47,6 +50,7 @@ use smoltcp::time::Instant;
 use crate::network::config::EndpointConfig;
 use crate::wire::icmp_error::IcmpError;
 use arena::Id;
+use census::Lane;
 use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_header};
 use dhcp::DhcpServer;
 use flow::GuestPort;
@@ -204,6 +208,15 @@ impl Stack {
     /// The endpoint is on a network that others share.
     pub fn set_network(&mut self, rules: NetworkRules) {
         self.policy.set_network(rules);
+    }
+
+    /// Is one of several of an endpoint, whose bounds they share: all but the first have TCP flows of the guest's alone
+    /// ([`Stack::owns`]), and say nothing unasked.
+    pub fn set_lane(&mut self, lane: Lane, count: usize) {
+        self.tcp.set_lane(lane, count);
+        if lane > Lane::default() {
+            self.ra = None;
+        }
     }
 
     /// A frame of the guest's was too large for another member: says so, as a router would.

@@ -68,10 +68,12 @@ drop_reasons! {
     FaultLoss = "fault_loss",
     /// More than is held of what is delayed or slowed on purpose.
     FaultQueue = "fault_queue",
+    /// For the first thread of several (`runtime::lanes`), which did not keep up.
+    HandOver = "hand_over",
 }
 
 /// A counter for each [`DropReason`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DropCounters([u64; DropReason::ALL.len()]);
 
 impl Default for DropCounters {
@@ -84,6 +86,13 @@ impl DropCounters {
     /// Counts one.
     pub fn count(&mut self, reason: DropReason) {
         self.0[reason as usize] += 1;
+    }
+
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(other.0) {
+            *sum += more;
+        }
     }
 
     /// The count of one reason.

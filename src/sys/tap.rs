@@ -1,6 +1,6 @@
 //! The ioctls of a TAP descriptor that the `tun` crate does not know.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -10,7 +10,32 @@ use nix::errno::Errno;
 mod raw {
     nix::ioctl_write_int_bad!(tunsetoffload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
     nix::ioctl_write_ptr!(tunsetvnethdrsz, b'T', 216, libc::c_int);
+    nix::ioctl_write_ptr_bad!(tunsetiff, nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()), libc::ifreq);
     nix::ioctl_read_bad!(tungetiff, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), libc::ifreq);
+}
+
+/// Opens one queue of the TAP `name` in the current network namespace, which is made with the first; non-blocking,
+/// close-on-exec. `vnet_hdr`: with the virtio-net header. What cannot be is EINVAL: a name that is too long, or a device that was
+/// made for one queue.
+pub fn open_queue(name: &str, vnet_hdr: bool) -> nix::Result<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    // SAFETY: all zero bytes are a valid `ifreq`: names, integers and addresses.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The kernel wants a zero behind the name.
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::EINVAL);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | header;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    let tap = open("/dev/net/tun", OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())?;
+    // SAFETY: the descriptor is open and the argument points to a whole `ifreq` that outlives the call.
+    unsafe { raw::tunsetiff(tap.as_fd().as_raw_fd(), &raw const request) }?;
+    Ok(tap)
 }
 
 /// Sets the size of the virtio-net header in front of each frame (bytes).

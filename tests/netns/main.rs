@@ -21,6 +21,7 @@ mod fair;
 mod faults;
 mod icmp;
 mod iperf;
+mod lanes;
 mod leaks;
 mod life;
 mod metrics;

@@ -9,6 +9,7 @@ mod datagrams;
 mod faulty;
 mod guest_tcp;
 mod hostile;
+mod lanes;
 mod ledger;
 mod link_layer;
 mod scale;

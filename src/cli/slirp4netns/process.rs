@@ -16,6 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
@@ -29,6 +30,7 @@ use nix::unistd::UnlinkatFlags;
 
 use super::banner;
 use crate::api::server::bind_legacy;
+use crate::cli::endpoint::queues;
 use crate::confine::{Outcome, standalone};
 use crate::network::config::{EndpointConfig, Mac, Membership, Offloads, PlanV6, Slirp};
 use crate::network::fault::Rules;
@@ -125,6 +127,7 @@ fn take_descriptors(options: &Options) -> Result<Named, Failure> {
 /// The link to the guest, however it came about.
 struct Link {
     tap: OwnedFd,
+    queues: Vec<OwnedFd>,
     offloads: Offloads,
     userns: Option<OwnedFd>,
 }
@@ -136,12 +139,12 @@ fn link(options: &Options, passed: Option<OwnedFd>) -> Result<Link, Failure> {
         Target::TapFd(_) => {
             let passed = passed.ok_or_else(|| late("no TAP descriptor".into()))?;
             let (tap, offloads) = tap::inherit(passed).map_err(|error| failed(&error))?;
-            return Ok(Link { tap, offloads, userns: None });
+            return Ok(Link { tap, queues: Vec::new(), offloads, userns: None });
         }
         Target::Bess(path) => {
             let tap =
                 bess::wait(path).map_err(|error| Failure(vec![telemetry::chain(&error), "child failed(1)".into()]))?;
-            return Ok(Link { tap, offloads: Offloads::default(), userns: None });
+            return Ok(Link { tap, queues: Vec::new(), offloads: Offloads::default(), userns: None });
         }
     };
     let configure =
@@ -154,11 +157,15 @@ fn link(options: &Options, passed: Option<OwnedFd>) -> Result<Link, Failure> {
         fresh: false,
         configure,
         see_end: options.exit_fd.is_none() && !dies_with_parent(),
+        queues: queues(None).unwrap_or_else(|error| {
+            telemetry::say(&format!("TAPWAY_QUEUES: {error}"));
+            NonZeroU8::MIN
+        }),
     };
     let joined = join::join(&request).map_err(|error| failed(&error))?;
     telemetry::say(&format!("sent tapfd={} for {}", joined.sent, joined.name));
     telemetry::say(&format!("received tapfd={}", joined.tap.as_raw_fd()));
-    Ok(Link { tap: joined.tap, offloads: joined.offloads, userns: joined.userns })
+    Ok(Link { tap: joined.tap, queues: joined.queues, offloads: joined.offloads, userns: joined.userns })
 }
 
 /// True if the caller has arranged for us to be killed when it ends, as buildah and RootlessKit do.
@@ -173,7 +180,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
         Target::Path(path) => Watched::file(path),
         Target::TapFd(_) | Target::Bess(_) => Watched::Unknown,
     };
-    let Link { tap, offloads, userns } = link(&options, tap)?;
+    let Link { tap, queues, offloads, userns } = link(&options, tap)?;
     print(&banner(&options));
 
     if options.mtu < MIN_MTU_V4 {
@@ -207,6 +214,7 @@ fn serve(options: Options) -> Result<ExitCode, Failure> {
     let attached = Attached {
         endpoint: endpoint(&options, offloads),
         tap,
+        queues,
         pcap: None,
         listeners: vec![],
         dns: dns.into(),

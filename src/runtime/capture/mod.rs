@@ -20,6 +20,9 @@
 //! descriptor that blocks all the same (a file system that hangs) keeps its thread and its memory until it lets go, and
 //! its place among the [`MAX_CAPTURES`].
 //!
+//! Where an endpoint's TAP has several queues, their threads share each capture, behind a lock that is held for the copy
+//! ([`Running`]): the ring has one end for all of them, and the file the frames in the order in which they took it.
+//!
 //! The monitor opens the file of `--pcap`; that capture is begun before the first frame, is no request's to stop, and
 //! has a place of its own.
 //!
@@ -42,7 +45,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use smoltcp::time::Instant;
 use tokio::sync::{oneshot, watch};
 
-use super::command::{Command, DataPlane};
+use super::command::DataPlane;
 use crate::api::error::{ApiError, Code};
 use crate::api::verbs::capture::{CaptureState, CaptureStatus};
 use crate::link::pcap::{self, Direction};
@@ -263,69 +266,115 @@ impl Capture {
     }
 }
 
-/// The captures that the data plane serves.
-#[derive(Debug, Default)]
+/// A capture that the threads of an endpoint's data plane share: whoever has a frame has the lock for as long as it is copied.
+/// Nobody else ever waits for it.
+#[derive(Clone, Debug)]
+pub struct Running {
+    id: u32,
+    /// None: it was stopped.
+    capture: Arc<Mutex<Option<Capture>>>,
+}
+
+impl From<Capture> for Running {
+    fn from(capture: Capture) -> Self {
+        Self { id: capture.id, capture: Arc::new(Mutex::new(Some(capture))) }
+    }
+}
+
+impl Running {
+    fn get(&self) -> MutexGuard<'_, Option<Capture>> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of it, for all: the writer ends when it has written what it was given.
+    fn end(&self) {
+        drop(self.get().take());
+    }
+}
+
+/// The captures that one thread of the data plane serves. Clones are for further ones.
+#[derive(Clone, Debug, Default)]
 pub struct Taken {
-    captures: Vec<Capture>,
+    captures: Vec<Running>,
     writers: Writers,
 }
 
 impl Taken {
-    /// `writers`: whom to wait for at the end.
+    /// None yet. `writers`: all threads that write, to be waited for in the end.
     pub fn new(writers: Writers) -> Self {
         Self { captures: Vec::with_capacity(MAX_CAPTURES + 1), writers }
     }
 
-    /// Is there nothing to do for a frame?
+    /// Whether there are none: then a frame needs no look.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.captures.is_empty()
     }
 
     /// One more.
-    pub fn add(&mut self, capture: Capture) {
-        self.captures.push(capture);
+    pub fn add(&mut self, capture: impl Into<Running>) {
+        self.captures.push(capture.into());
     }
 
-    /// Lets go of one; its writer then ends. True if it was there.
+    /// Ends one; false if it is not there.
     pub fn remove(&mut self, id: u32) -> bool {
         let before = self.captures.len();
-        self.captures.retain(|capture| capture.id != id);
+        self.captures.retain(|capture| {
+            let stays = capture.id != id;
+            if !stays {
+                capture.end();
+            }
+            stays
+        });
         before != self.captures.len()
     }
 
-    /// A frame, vnet header first.
+    /// Copies a frame, vnet header first, to each whose filter fits.
     pub fn take(&mut self, direction: Direction, frame: &[u8]) {
         let frame = frame.get(VNET_HDR_LEN..).unwrap_or_default();
-        for capture in &mut self.captures {
-            capture.take(direction, frame);
+        for capture in &self.captures {
+            if let Some(capture) = &mut *capture.get() {
+                capture.take(direction, frame);
+            }
         }
     }
 
-    /// At the end of a turn: gives the writers what they wait for, and lets go of what is over.
+    /// At the end of a turn: hands over what waits for too long, and lets go of those that have ended.
     pub fn settle(&mut self, now: Instant) {
         if !self.captures.is_empty() {
-            self.captures.iter_mut().for_each(|capture| capture.settle(now));
-            self.captures.retain(|capture| !capture.over);
+            self.captures.retain(|running| {
+                let mut capture = running.get();
+                if let Some(capture) = &mut *capture {
+                    capture.settle(now);
+                }
+                if capture.as_ref().is_some_and(|capture| capture.over) {
+                    *capture = None;
+                }
+                capture.is_some()
+            });
         }
     }
 
-    /// When [`Taken::settle`] has something to do even without traffic.
+    /// When [`Taken::settle`] wants to be called.
     pub fn due(&self) -> Option<Instant> {
-        self.captures.iter().filter_map(Capture::due).min()
+        self.captures.iter().filter_map(|running| running.get().as_ref()?.due()).min()
     }
 
-    /// Lets go of everything if the process is about to end.
+    /// The control plane has ended, and the process will: there are no more frames for captures.
     pub fn heed_end(&mut self) {
         if self.writers.0.closing.load(Ordering::Acquire) {
-            self.captures.clear();
+            self.clear();
         }
     }
 
-    /// The last act of the data plane: lets go of everything and waits for the writers.
+    /// Lets go of all, and waits until all is written, but for no longer than that.
     pub fn finish(&mut self, patience: Duration) {
-        self.captures.clear();
+        self.clear();
         self.writers.wait(patience);
+    }
+
+    fn clear(&mut self) {
+        self.captures.drain(..).for_each(|capture| capture.end());
     }
 }
 
@@ -540,7 +589,7 @@ impl Captures {
         }
         // Before the data plane has it, so that it can be stopped even if whoever asked goes away now.
         self.remember(Handle { id, shared: Arc::clone(&capture.shared), ended });
-        let asked = plane.ask(|done| Command::StartCapture { capture: Box::new(capture), done }).await;
+        let asked = plane.start_capture(&capture.into()).await;
         asked.map(|()| id).map_err(|error| {
             self.forget(id);
             CaptureError::Gone(error)
@@ -551,7 +600,7 @@ impl Captures {
     pub async fn stop(&self, plane: &DataPlane, id: Option<u32>) -> Result<CaptureReport, CaptureError> {
         let (id, shared, mut ended) = self.find(id)?;
         if shared.end.get().is_none() {
-            plane.ask(|done| Command::StopCapture { id, done }).await.map_err(CaptureError::Gone)?;
+            plane.stop_capture(id).await.map_err(CaptureError::Gone)?;
             let mut over = async || while ended.changed().await.is_ok() {};
             if tokio::time::timeout(DRAIN, over()).await.is_err() {
                 shared.give_up.store(true, Ordering::Release);

@@ -318,6 +318,7 @@ impl Bench {
         let attached = Attached {
             endpoint,
             tap: tap.into(),
+            queues: Vec::new(),
             pcap,
             listeners: Vec::new(),
             dns: crate::runtime::control::Names::default(),

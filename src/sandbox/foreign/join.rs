@@ -23,6 +23,7 @@
 
 use std::fs::OpenOptions;
 use std::net::IpAddr;
+use std::num::NonZeroU8;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,8 @@ pub struct Request<'a> {
     pub configure: Option<Configure<'a>>,
     /// The end of the namespace must be seen by the TAP.
     pub see_end: bool,
+    /// Queues of a TAP that is made, where the kernel has several.
+    pub queues: NonZeroU8,
 }
 
 /// What is configured, and how.
@@ -90,6 +93,8 @@ pub enum Configure<'a> {
 pub struct Joined {
     /// The TAP, non-blocking.
     pub tap: OwnedFd,
+    /// Its further queues.
+    pub queues: Vec<OwnedFd>,
     /// What the kernel granted.
     pub offloads: Offloads,
     /// The interface's true name.
@@ -110,6 +115,7 @@ struct Report {
     joined_userns: bool,
     notes: Vec<String>,
     sent: i32,
+    queues: usize,
 }
 
 /// Why there is no TAP.
@@ -226,9 +232,9 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
         Forked::Child => spawn::leave_with(|| {
             drop(ours);
             let sent = match work(request) {
-                Ok((report, tap, userns)) => {
-                    let report = Report { sent: tap.as_raw_fd(), ..report };
-                    let mut fds: Vec<RawFd> = vec![tap.as_raw_fd()];
+                Ok((report, taps, userns)) => {
+                    let mut fds: Vec<RawFd> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+                    let report = Report { sent: fds[0], queues: fds.len() - 1, ..report };
                     fds.extend(userns.as_ref().map(AsRawFd::as_raw_fd));
                     attach::send(&theirs, &Ok::<_, Refusal>(report), &fds)
                 }
@@ -255,8 +261,10 @@ pub fn join(request: &Request<'_>) -> Result<Joined, JoinError> {
     let report = report.map_err(JoinError::Refused)?;
     let mut fds = fds.into_iter();
     let tap = fds.next().ok_or(AttachError::Closed)?;
+    let queues = fds.by_ref().take(report.queues).collect();
     Ok(Joined {
         tap,
+        queues,
         offloads: report.offloads,
         name: report.name,
         userns: fds.next().filter(|_| report.joined_userns),
@@ -292,6 +300,7 @@ pub fn end_connections(
         fresh: false,
         configure: None,
         see_end: false,
+        queues: NonZeroU8::MIN,
     };
     let child = match spawn::fork().map_err(failed("fork"))? {
         Forked::Child => spawn::leave_with(|| {
@@ -315,19 +324,19 @@ pub fn end_connections(
 }
 
 /// Body of the child.
-fn work(request: &Request<'_>) -> Result<(Report, OwnedFd, Option<OwnedFd>), Refusal> {
+fn work(request: &Request<'_>) -> Result<(Report, Vec<OwnedFd>, Option<OwnedFd>), Refusal> {
     let netns = open_namespace(&request.netns)?;
     let userns = enter(request, &netns)?;
-    let (tap, offloads) = interface(request, netns.as_fd())?;
-    let name = sys::tap::identity(tap.as_fd()).map_or_else(|_| request.name.to_owned(), |(name, _)| name);
+    let (taps, offloads) = interface(request, netns.as_fd())?;
+    let name = sys::tap::identity(taps[0].as_fd()).map_or_else(|_| request.name.to_owned(), |(name, _)| name);
     let notes = match &request.configure {
         // By the name that was asked for: one that the kernel chose is not known to who asked, and that program refuses.
         Some(Configure::Slirp { plan, mtu, mac }) => set_up(request.name, *plan, *mtu, *mac).map(|()| Vec::new())?,
         Some(Configure::Member(interface)) => interface::configure(interface, true)?.notes,
         None => Vec::new(),
     };
-    let report = Report { offloads, name, joined_userns: userns.is_some(), notes, sent: -1 };
-    Ok((report, tap, userns))
+    let report = Report { offloads, name, joined_userns: userns.is_some(), notes, sent: -1, queues: 0 };
+    Ok((report, taps, userns))
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Refusal> {
@@ -353,8 +362,11 @@ fn enter(request: &Request<'_>, netns: &OwnedFd) -> Result<Option<OwnedFd>, Refu
     Err(Refusal::Enter { errno: last as i32 })
 }
 
+/// The queues of a TAP, one at least, and what the kernel granted.
+type Made = (Vec<OwnedFd>, Offloads);
+
 /// Attaches to the interface, or makes it; we are in the target namespace before and after.
-fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), Refusal> {
+fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<Made, Refusal> {
     // Opened once for nothing, to tell a device that is not to be had from a name that is not.
     OpenOptions::new()
         .read(true)
@@ -369,8 +381,11 @@ fn interface(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, O
         }
         // What is moved under a pattern is named by it twice, and then not as a TAP that is made here.
         let pattern = request.name.is_empty() || request.name.contains('%');
-        let made =
-            if request.see_end && !exists && !pattern { made_outside(request, netns) } else { made_here(request.name) };
+        let made = if request.see_end && !exists && !pattern {
+            made_outside(request, netns)
+        } else {
+            made_here(request.name, request.queues)
+        };
         match made {
             Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(BUSY_PAUSE),
             made => return made,
@@ -386,27 +401,27 @@ fn is_busy(error: &Refusal) -> bool {
     }
 }
 
-fn made_here(name: &str) -> Result<(OwnedFd, Offloads), Refusal> {
-    tap::create(name).map_err(|error| match error {
+fn made_here(name: &str, queues: NonZeroU8) -> Result<Made, Refusal> {
+    tap::create_queues(name, queues).map_err(|error| match error {
         TapError::Create { source, .. } => Refusal::Interface { errno: number(&source) as i32 },
         other @ TapError::Set { .. } => Refusal::Other(telemetry::chain(&other)),
     })
 }
 
 /// Makes it in a namespace that nobody else is in, which only the descriptor holds from then on, and moves it.
-fn made_outside(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<(OwnedFd, Offloads), Refusal> {
+fn made_outside(request: &Request<'_>, netns: BorrowedFd<'_>) -> Result<Made, Refusal> {
     let name = request.name;
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {}
         Err(errno) if request.fresh => return Err(call("unshare(CLONE_NEWNET)")(errno)),
         // No namespaces left, or not allowed: then without seeing the end.
-        Err(_) => return made_here(name),
+        Err(_) => return made_here(name, request.queues),
     }
-    let made = made_here(name).and_then(|(tap, offloads)| {
-        let own = sys::tap::identity(tap.as_fd()).map_err(call("ioctl(TUNGETIFF)"))?.0;
+    let made = made_here(name, request.queues).and_then(|(taps, offloads)| {
+        let own = sys::tap::identity(taps[0].as_fd()).map_err(call("ioctl(TUNGETIFF)"))?.0;
         let index = nix::net::if_::if_nametoindex(own.as_str()).map_err(call("if_nametoindex"))?;
         move_link(index, netns, name)?;
-        Ok((tap, offloads))
+        Ok((taps, offloads))
     });
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(call("setns(CLONE_NEWNET)"))?;
     made

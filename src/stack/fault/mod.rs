@@ -26,10 +26,15 @@
 //!
 //! **Bounds.** What is held in one direction is bounded in frames and bytes ([`Limits`]); beyond them packets are dropped at the
 //! tail ([`DropReason::FaultQueue`]). What a shape holds goes on at once, in order, when that shape is changed or ends.
+//!
+//! **Several stacks.** Those of one endpoint ([`Faults::beside`]) hold their own frames, and share what is drawn, counted and when
+//! each line is free ([`Shaping`]), so that 10 Mbit/s is 10 Mbit/s of all. That is behind a lock, the only one that a frame
+//! may meet, for less than a microsecond, and only where a rule holds. In which order their packets draw is chance.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use smoltcp::time::Instant;
@@ -55,6 +60,14 @@ impl Default for Limits {
     /// window of one flow.
     fn default() -> Self {
         Self { frames: 16_384, bytes: 16 << 20, line: 1_500_000 }
+    }
+}
+
+impl Limits {
+    /// What each of several may hold.
+    pub fn share(self, count: usize) -> Self {
+        let count = count.max(1);
+        Self { frames: self.frames.div_ceil(count), bytes: self.bytes.div_ceil(count), ..self }
     }
 }
 
@@ -176,51 +189,50 @@ impl Queue {
     }
 }
 
-/// The faults of one endpoint.
-#[derive(Debug)]
-pub struct Faults {
-    limits: Limits,
+/// Rules at work: of one endpoint, whichever of its stacks has a packet.
+#[derive(Debug, Default)]
+pub struct Shaping {
     active: Vec<Active>,
     /// For each direction every network of every rule that says something of it, longest prefixes first, with the rule.
     nets: [Vec<(IpNet, usize)>; 2],
     /// The rule for everybody else.
     general: [Option<usize>; 2],
-    queues: [Queue; 2],
     last_lane: u32,
+}
+
+/// Shapes that ended: what they hold goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Released(Vec<(usize, u32)>);
+
+/// The faults of one stack.
+#[derive(Debug)]
+pub struct Faults {
+    limits: Limits,
+    shaping: Arc<Mutex<Shaping>>,
+    queues: [Queue; 2],
     delayed: u64,
     /// Where super-frames are cut.
     scratch: Box<[u8]>,
 }
 
-impl Faults {
-    /// Without rules: everything passes.
-    pub fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            active: Vec::new(),
-            nets: Default::default(),
-            general: [None; 2],
-            queues: Default::default(),
-            last_lane: 0,
-            delayed: 0,
-            scratch: vec![0; MAX_FRAME].into_boxed_slice(),
-        }
-    }
+fn lock(shaping: &Mutex<Shaping>) -> MutexGuard<'_, Shaping> {
+    shaping.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    /// These rules hold from now on. What a rule was before, if its name is the same, goes on: where chance is, when the line is
-    /// free, and what it holds if its shape stays.
-    pub fn set_rules(&mut self, rules: &[Rule], now: Instant) {
+impl Shaping {
+    fn set_rules(&mut self, rules: &[Rule], now: Instant) -> Released {
+        let mut released = Released::default();
         let mut before = std::mem::take(&mut self.active);
         for rule in rules {
             let old = before.iter().position(|old| old.rule.key() == rule.key()).map(|at| before.swap_remove(at));
             let active = match old {
-                Some(old) => self.changed(old, rule, now),
+                Some(old) => changed(old, rule, now, &mut released),
                 None => Active { rule: rule.clone(), lanes: DIRECTIONS.map(|to| self.lane(rule, to)) },
             };
             self.active.push(active);
         }
         for (queue, lane) in before.iter().flat_map(|old| old.lanes.iter().enumerate()) {
-            self.queues[queue].release(lane.id, now);
+            released.0.push((queue, lane.id));
         }
         for direction in DIRECTIONS {
             let counts = |active: &&(usize, &Active)| !active.1.rule.shape(direction).is_nothing();
@@ -234,6 +246,7 @@ impl Faults {
             self.general[direction as usize] = general.map(|&(at, _)| at);
             self.nets[direction as usize] = nets;
         }
+        released
     }
 
     fn lane(&mut self, rule: &Rule, direction: Direction) -> Lane {
@@ -248,24 +261,68 @@ impl Faults {
         }
     }
 
-    fn changed(&mut self, old: Active, rule: &Rule, now: Instant) -> Active {
-        let Active { rule: before, mut lanes } = old;
-        for (direction, lane) in DIRECTIONS.into_iter().zip(&mut lanes) {
-            if (before.seed, before.restarts) != (rule.seed, rule.restarts) {
-                lane.draws = Draws::new(rule.seed, direction as u64);
-            }
-            if lane.shape != *rule.shape(direction) {
-                lane.shape = *rule.shape(direction);
-                (lane.free_at, lane.last) = (0, now);
-                self.queues[direction as usize].release(lane.id, now);
-            }
+    fn rule_about(&self, peer: IpAddr, direction: usize) -> Option<usize> {
+        let found = self.nets[direction].iter().find(|(net, _)| net.contains(&peer)).map(|&(_, rule)| rule);
+        found.or(self.general[direction])
+    }
+}
+
+fn changed(old: Active, rule: &Rule, now: Instant, released: &mut Released) -> Active {
+    let Active { rule: before, mut lanes } = old;
+    for (direction, lane) in DIRECTIONS.into_iter().zip(&mut lanes) {
+        if (before.seed, before.restarts) != (rule.seed, rule.restarts) {
+            lane.draws = Draws::new(rule.seed, direction as u64);
         }
-        Active { rule: rule.clone(), lanes }
+        if lane.shape != *rule.shape(direction) {
+            lane.shape = *rule.shape(direction);
+            (lane.free_at, lane.last) = (0, now);
+            released.0.push((direction as usize, lane.id));
+        }
+    }
+    Active { rule: rule.clone(), lanes }
+}
+
+impl Faults {
+    /// Without rules: everything passes.
+    pub fn new(limits: Limits) -> Self {
+        Self::beside(limits, Arc::default())
+    }
+
+    /// By the rules of others of the same endpoint ([`Faults::shaping`]).
+    pub fn beside(limits: Limits, shaping: Arc<Mutex<Shaping>>) -> Self {
+        let scratch = vec![0; MAX_FRAME].into_boxed_slice();
+        Self { limits, shaping, queues: Default::default(), delayed: 0, scratch }
+    }
+
+    /// Goes by those rules from now on; what is held stays.
+    pub fn join(&mut self, shaping: Arc<Mutex<Shaping>>) {
+        self.shaping = shaping;
+    }
+
+    /// What its rules are and are at.
+    pub fn shaping(&self) -> Arc<Mutex<Shaping>> {
+        Arc::clone(&self.shaping)
+    }
+
+    /// These rules hold from now on, for all that share them; who those are is told what that ended ([`Faults::release`]). What a
+    /// rule was before, if its name is the same, goes on: where chance is, when the line is free, and what it holds if its
+    /// shape stays.
+    pub fn set_rules(&mut self, rules: &[Rule], now: Instant) -> Released {
+        let released = lock(&self.shaping).set_rules(rules, now);
+        self.release(&released, now);
+        released
+    }
+
+    /// What these shapes hold here is due.
+    pub fn release(&mut self, released: &Released, now: Instant) {
+        for &(queue, lane) in &released.0 {
+            self.queues[queue].release(lane, now);
+        }
     }
 
     /// Whether nothing is left to do: no rules, and nothing held.
     pub fn is_idle(&self) -> bool {
-        self.active.is_empty() && self.queues.iter().all(|queue| queue.heap.is_empty())
+        lock(&self.shaping).active.is_empty() && self.queues.iter().all(|queue| queue.heap.is_empty())
     }
 
     /// Frames and bytes held in a direction.
@@ -280,8 +337,8 @@ impl Faults {
     }
 
     /// What happened, for each rule in the order in which they were set: from the guest, to the guest.
-    pub fn counts(&self) -> impl Iterator<Item = [Counts; 2]> + '_ {
-        self.active.iter().map(|active| [active.lanes[0].counts, active.lanes[1].counts])
+    pub fn counts(&self) -> Vec<[Counts; 2]> {
+        lock(&self.shaping).active.iter().map(|active| [active.lanes[0].counts, active.lanes[1].counts]).collect()
     }
 
     /// When the next frame is due.
@@ -303,11 +360,12 @@ impl Faults {
         drops: &mut DropCounters,
     ) -> Verdict {
         let at = direction as usize;
-        let Some(rule) = peer(frame, direction).and_then(|peer| self.rule_about(peer, at)) else {
+        let Self { limits, shaping, queues, scratch, delayed } = self;
+        let mut shaping = lock(shaping);
+        let Some(rule) = peer(frame, direction).and_then(|peer| shaping.rule_about(peer, at)) else {
             return Verdict::Pass;
         };
-        let Self { limits, active, queues, scratch, delayed, .. } = self;
-        let (lane, queue) = (&mut active[rule].lanes[at], &mut queues[at]);
+        let (lane, queue) = (&mut shaping.active[rule].lanes[at], &mut queues[at]);
         let cut = lane.shape.loss.parts() > 0 || lane.shape.rate.is_some();
         let mut each = |frame: &[u8]| *delayed += u64::from(lane.handle(now, frame, queue, limits, drops));
         match VnetHdr::parse(frame) {
@@ -321,11 +379,6 @@ impl Faults {
             _ => each(frame),
         }
         Verdict::Taken
-    }
-
-    fn rule_about(&self, peer: IpAddr, direction: usize) -> Option<usize> {
-        let found = self.nets[direction].iter().find(|(net, _)| net.contains(&peer)).map(|&(_, rule)| rule);
-        found.or(self.general[direction])
     }
 }
 

@@ -8,7 +8,7 @@ use smoltcp::time::Instant;
 use super::flow::{Phase, TcpFlow};
 use super::{Tcp, TcpTarget};
 use crate::stack::arena::Id;
-use crate::stack::census::{FlowId, FlowRecord, FlowState, Kind};
+use crate::stack::census::{FlowId, FlowRecord, FlowState, Kind, Lane};
 use crate::stack::ledger::Traffic;
 
 /// Who began a flow.
@@ -33,7 +33,7 @@ fn carried(flow: &TcpFlow) -> Traffic {
 }
 
 /// The flow as it is, or as it ended (`Some(in order)`).
-pub(super) fn record(id: Id, flow: &TcpFlow, ended: Option<bool>) -> FlowRecord {
+pub(super) fn record((lane, id): (Lane, Id), flow: &TcpFlow, ended: Option<bool>) -> FlowRecord {
     let closing = || flow.host_finished || flow.guest_finished || flow.state() != State::Established;
     let state = match (ended, flow.phase) {
         (Some(true), _) => FlowState::Closed,
@@ -50,7 +50,7 @@ pub(super) fn record(id: Id, flow: &TcpFlow, ended: Option<bool>) -> FlowRecord 
         Origin::Published { client, listener, .. } => (Some(client), Some(listener)),
     };
     FlowRecord {
-        id: FlowId { kind: Kind::Tcp, id },
+        id: FlowId { kind: Kind::Tcp, id: lane.outside(id) },
         guest: flow.key.guest(),
         peer: flow.key.peer(),
         target,
@@ -91,6 +91,6 @@ impl Tcp {
 
     /// The flow in a slot.
     pub fn record_at(&self, slot: u32) -> Option<FlowRecord> {
-        self.flows.at(slot).map(|(id, flow)| record(id, flow, None))
+        self.flows.at(slot).map(|(id, flow)| record((self.lane, id), flow, None))
     }
 }

@@ -49,6 +49,7 @@ use smoltcp::wire::HardwareAddress;
 
 use crate::stack::Output;
 use crate::stack::arena::{Arena, Id};
+use crate::stack::census::Lane;
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::deadline::Deadlines;
 use crate::stack::flow::{FlowKey, StandIns};
@@ -187,6 +188,8 @@ pub struct Tcp {
     stand_ins: StandIns,
     /// The latest time that was told.
     latest: Instant,
+    /// Which of several it is.
+    lane: Lane,
     /// The account.
     pub(in crate::stack) ledger: Ledger,
 }
@@ -214,8 +217,24 @@ impl Tcp {
             limits,
             stand_ins: StandIns::new(seed),
             latest: now,
+            lane: Lane::default(),
             ledger: Ledger::default(),
         }
+    }
+
+    /// Is one of several of an endpoint; `count` of them share its bounds.
+    pub fn set_lane(&mut self, lane: Lane, count: usize) {
+        self.lane = lane;
+        let share = |bound: usize| bound.div_ceil(count.max(1));
+        self.limits.max_flows = share(self.limits.max_flows);
+        self.limits.max_opening = share(self.limits.max_opening);
+        self.limits.large_rings = share(self.limits.large_rings);
+        self.rings = RingPool::new(self.limits.large_rings);
+    }
+
+    /// Whether there is such a flow.
+    pub fn has(&self, key: &FlowKey) -> bool {
+        self.by_key.contains_key(key)
     }
 
     /// Live flows.
@@ -556,7 +575,7 @@ impl Tcp {
         self.settle_account(id, now);
         let Some(flow) = self.flows.remove(id) else { return };
         self.by_key.remove(&flow.key);
-        self.ledger.closed(|| record(id, &flow, Some(in_order)));
+        self.ledger.closed(|| record((self.lane, id), &flow, Some(in_order)));
         if flow.phase == Phase::Connecting {
             self.opening_now -= 1;
         }

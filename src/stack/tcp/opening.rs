@@ -99,7 +99,7 @@ impl Tcp {
         let id = self.flows.insert(flow);
         self.by_key.insert(key, id);
         if let Some(flow) = self.flows.get(id) {
-            self.ledger.opened(|| record(id, flow, None));
+            self.ledger.opened(|| record((self.lane, id), flow, None));
         }
         id
     }
