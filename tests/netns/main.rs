@@ -32,6 +32,7 @@ mod publish;
 mod rest;
 mod several;
 mod short;
+mod soak;
 mod tcp;
 mod tools;
 mod turns;
