@@ -250,8 +250,9 @@ struct Sample {
 /// KCMP_FILE, linux/kcmp.h.
 const KCMP_FILE: libc::c_int = 0;
 
+/// Whether a process has this descriptor open.
 #[allow(unsafe_code, reason = "kcmp(2) has no safe wrapper; /proc/PID/fd of a process that hides is closed")]
-fn is_open(pid: i32, fd: usize) -> bool {
+pub fn is_open(pid: i32, fd: usize) -> bool {
     // SAFETY: no pointer is passed.
     unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, fd, fd) == 0 }
 }

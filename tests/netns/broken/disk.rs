@@ -1,0 +1,150 @@
+//! Disks: full, and so slow that writing to them does not end.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use super::{json, network_pid, rests};
+use crate::named::create;
+use crate::tools::{at, connect, echo_tcp};
+use crate::world::{Guest, INET4, World, wait_for};
+
+fn works(guest: &Guest) {
+    let mut stream = connect(&guest.ns, at(INET4, 7000)).unwrap();
+    stream.write_all(b"still there?").unwrap();
+    let mut got = [0; 12];
+    stream.read_exact(&mut got).unwrap();
+}
+
+/// Fills what is left of a file system.
+fn fill(w: &World, dir: &str) {
+    w.host.sh(&format!("cat /dev/zero > {dir}/filler 2>/dev/null || true; df {dir} >&2"));
+}
+
+#[test]
+fn a_full_runtime_directory() {
+    World::run(|w| {
+        w.host.sh("mount -t tmpfs -o size=256k,mode=700 tmpfs /mnt/run");
+        echo_tcp(&w.internet, at(INET4, 7000));
+        let guest = w.guest(&["--name", "site"]);
+        fill(w, "/mnt/run");
+        works(&guest);
+        // What is there goes on, and changes whose record cannot be written hold all the same.
+        w.tapway(&["publish", "site", "127.0.0.1:8000:7000"]).ok();
+        assert_eq!(json(w, &["port", "site", "--json"])["ports"].as_array().unwrap().len(), 1);
+        works(&guest);
+        // The network process dies, and comes back without the disk.
+        let pid = network_pid(w, "site");
+        w.host.sh(&format!("kill -KILL {pid}"));
+        wait_for("another network process", Duration::from_secs(10), || network_pid(w, "site") != pid);
+        works(&guest);
+        // Nothing new begins by mistake: it says which file and why.
+        for words in [
+            &["run", "--network", "private", "--name", "two", "--", "true"][..],
+            &["run", "--network", "bridge", "--name", "two", "--", "true"],
+        ] {
+            let ended = w.tapway(words).end();
+            assert!(ended.code == 1 && ended.stderr.contains("No space left"), "{words:?}: {} {}", ended.code, ended.stderr);
+            assert!(ended.stderr.contains("/mnt/run/"), "{}", ended.stderr);
+        }
+        w.host.sh("rm /mnt/run/filler");
+        w.tapway(&["run", "--network", "bridge", "--name", "two", "--", "true"]).ok();
+        w.tapway(&["stop", "site"]).ok();
+        let left = w.host.sh("find /mnt/run/tapway/sandboxes -type f -o -type s");
+        assert_eq!(left, "", "half a file is left behind");
+    });
+}
+
+#[test]
+fn a_full_state_directory() {
+    World::run(|w| {
+        w.host.sh("mkdir -p /mnt/home/state; mount -t tmpfs -o size=512k,mode=700 tmpfs /mnt/home/state");
+        echo_tcp(&w.internet, at(INET4, 7000));
+        create(w, &["kept"]);
+        fill(w, "/mnt/home/state");
+        let refused = w.tapway(&["network", "create", "late"]).end();
+        assert!(refused.code != 0 && refused.stderr.contains("No space left"), "{}", refused.stderr);
+        let known = w.tapway(&["network", "ls"]).ok();
+        assert!(known.contains("kept") && !known.contains("late"), "{known}");
+        // A detached sandbox, whose log cannot be written: it says so and does not begin, or it goes on without.
+        let begun = w.tapway(&["run", "--detach", "--network", "private", "--name", "quiet", "--", "sh", "-c", "while :; do echo x; sleep 0.01; done"]).end();
+        eprintln!("detached on a full disk: {} {}", begun.code, begun.stderr);
+        if begun.code == 0 {
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(w.tapway(&["ps"]).ok().contains("quiet"));
+            w.tapway(&["stop", "--time", "1", "quiet"]).end();
+        } else {
+            assert!(begun.stderr.contains("No space left"), "{}", begun.stderr);
+        }
+        w.host.sh("rm /mnt/home/state/filler");
+        create(w, &["late"]);
+    });
+}
+
+/// A capture whose disk is full ends with a word that says so; frames do not notice.
+#[test]
+fn a_capture_on_a_full_disk() {
+    World::run(|w| {
+        w.host.sh("mkdir /mnt/small; mount -t tmpfs -o size=64k,mode=777 tmpfs /mnt/small");
+        echo_tcp(&w.internet, at(INET4, 7000));
+        let guest = w.guest(&["--name", "site"]);
+        let capture = w.tapway(&["capture", "site", "/mnt/small/all.pcapng"]).spawn();
+        wait_for("the capture", Duration::from_secs(5), || {
+            !json(w, &["ctl", "site", r#"{"execute":"list_captures"}"#])["captures"].as_array().unwrap().is_empty()
+        });
+        for _ in 0..5 {
+            let mut stream = connect(&guest.ns, at(INET4, 7000)).unwrap();
+            stream.write_all(&[7; 60_000]).unwrap();
+            stream.read_exact(&mut [0; 60_000]).unwrap();
+        }
+        let ended = capture.end(Duration::from_secs(10));
+        assert!(ended.code == 1 && ended.stderr.contains("No space left"), "{} {}", ended.code, ended.stderr);
+        works(&guest);
+        // What is there can be read up to where it ends.
+        w.host.sh("tcpdump -r /mnt/small/all.pcapng -c 3 >/dev/null");
+    });
+}
+
+/// Standard error of everything leads to a reader that has stopped reading: the log waits, traffic does not.
+#[test]
+fn a_log_that_nobody_reads() {
+    World::run(|w| {
+        echo_tcp(&w.internet, at(INET4, 7000));
+        w.host.sh("mkfifo -m 666 /mnt/log");
+        // Opened for both, so that it has a reader, who never reads.
+        let held = std::fs::OpenOptions::new().read(true).write(true).open("/mnt/log").unwrap();
+        assert!(held.as_raw_fd() > 2);
+        let line = "exec 2>/mnt/log; exec \"$0\" -vvvv run --network private --name loud -- sleep 1000";
+        let monitor = w.host.cmd(&["sh", "-c", line, w.binary()]).unprivileged().spawn();
+        wait_for("the sandbox", Duration::from_secs(20), || w.tapway(&["ps"]).end().stdout.contains("loud"));
+        let enter = |command: &str| w.tapway(&["exec", "loud", "sh", "-c", command]).limit(60).end();
+        let mut pings = 0;
+        for _ in 0..40 {
+            let ended = enter("ping -q -c20 -i0.002 -W2 10.0.2.2 >&2; dig +tries=1 +time=3 @10.0.2.3 localhost >&2");
+            assert_eq!(ended.code, 0, "after {pings} rounds: {}", ended.stderr);
+            pings += 1;
+            let waiting = waiting_bytes(&held);
+            if waiting >= 60_000 && pings > 5 {
+                break;
+            }
+        }
+        let waiting = waiting_bytes(&held);
+        eprintln!("{waiting} bytes of the log wait in its pipe");
+        assert!(waiting >= 60_000, "the pipe is not full, so this test shows nothing: {waiting}");
+        for _ in 0..3 {
+            let ended = enter("ping -q -c20 -i0.002 -W2 10.0.2.2 >&2; dig +tries=1 +time=3 @10.0.2.3 localhost >&2");
+            assert_eq!(ended.code, 0, "a full pipe holds up traffic: {}", ended.stderr);
+        }
+        rests(network_pid(w, "loud"), "with a log that nobody reads");
+        w.tapway(&["stop", "--time", "1", "loud"]).ok();
+        drop(monitor);
+    });
+}
+
+#[allow(unsafe_code, reason = "FIONREAD has no safe wrapper")]
+fn waiting_bytes(pipe: &std::fs::File) -> i32 {
+    let mut waiting = 0;
+    // SAFETY: FIONREAD writes one int.
+    assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) }, 0);
+    waiting
+}
