@@ -4,7 +4,11 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use super::{json, network_pid, rests};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde_json::json;
+
+use super::{network_pid, rests};
+use crate::control::done;
 use crate::named::create;
 use crate::tools::{at, connect, echo_tcp};
 use crate::world::{Guest, INET4, World, wait_for};
@@ -31,7 +35,7 @@ fn a_full_runtime_directory() {
         works(&guest);
         // What is there goes on, and changes whose record cannot be written hold all the same.
         w.tapway(&["publish", "site", "127.0.0.1:8000:7000"]).ok();
-        assert_eq!(json(w, &["port", "site", "--json"])["ports"].as_array().unwrap().len(), 1);
+        assert_eq!(done(w, "list_ports", json!({}))["ports"].as_array().unwrap().len(), 1);
         works(&guest);
         // The network process dies, and comes back without the disk.
         let pid = network_pid(w, "site");
@@ -90,7 +94,7 @@ fn a_capture_on_a_full_disk() {
         let guest = w.guest(&["--name", "site"]);
         let capture = w.tapway(&["capture", "site", "/mnt/small/all.pcapng"]).spawn();
         wait_for("the capture", Duration::from_secs(5), || {
-            !json(w, &["ctl", "site", r#"{"execute":"list_captures"}"#])["captures"].as_array().unwrap().is_empty()
+            !done(w, "list_captures", json!({}))["captures"].as_array().unwrap().is_empty()
         });
         for _ in 0..5 {
             let mut stream = connect(&guest.ns, at(INET4, 7000)).unwrap();
@@ -114,28 +118,38 @@ fn a_log_that_nobody_reads() {
         // Opened for both, so that it has a reader, who never reads.
         let held = std::fs::OpenOptions::new().read(true).write(true).open("/mnt/log").unwrap();
         assert!(held.as_raw_fd() > 2);
-        let line = "exec 2>/mnt/log; exec \"$0\" -vvvv run --network private --name loud -- sleep 1000";
+        let line = "exec 2>/mnt/log; exec \"$0\" run -vvvv --network private --name loud -- sleep 1000";
         let monitor = w.host.cmd(&["sh", "-c", line, w.binary()]).unprivileged().spawn();
         wait_for("the sandbox", Duration::from_secs(20), || w.tapway(&["ps"]).end().stdout.contains("loud"));
         let enter = |command: &str| w.tapway(&["exec", "loud", "sh", "-c", command]).limit(60).end();
-        let mut pings = 0;
-        for _ in 0..40 {
-            let ended = enter("ping -q -c20 -i0.002 -W2 10.0.2.2 >&2; dig +tries=1 +time=3 @10.0.2.3 localhost >&2");
-            assert_eq!(ended.code, 0, "after {pings} rounds: {}", ended.stderr);
-            pings += 1;
-            let waiting = waiting_bytes(&held);
-            if waiting >= 60_000 && pings > 5 {
-                break;
-            }
+        // Nothing more fits.
+        fcntl(&held, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        for size in [4096, 1] {
+            while (&held).write(&vec![b'.'; size]).is_ok() {}
         }
-        let waiting = waiting_bytes(&held);
-        eprintln!("{waiting} bytes of the log wait in its pipe");
-        assert!(waiting >= 60_000, "the pipe is not full, so this test shows nothing: {waiting}");
-        for _ in 0..3 {
-            let ended = enter("ping -q -c20 -i0.002 -W2 10.0.2.2 >&2; dig +tries=1 +time=3 @10.0.2.3 localhost >&2");
-            assert_eq!(ended.code, 0, "a full pipe holds up traffic: {}", ended.stderr);
+        fcntl(&held, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        let full = waiting_bytes(&held);
+        assert!(full >= 60_000, "{full}");
+        // The monitor and both threads of the network process have something to say.
+        for number in 1..4 {
+            w.host_resolv_conf(&format!("nameserver 203.0.113.{number}\n"));
+            let ended = enter("ping -q -c3 -i0.01 -W2 10.0.2.2; dig +tries=1 +time=3 @10.0.2.3 localhost");
+            assert!(ended.stdout.contains("3 received") && ended.stdout.contains("NOERROR"), "{number}: {}", ended.stdout);
         }
+        assert!(waiting_bytes(&held) >= full);
         rests(network_pid(w, "loud"), "with a log that nobody reads");
+        // When it is read again, it says that something is missing.
+        let mut log = String::new();
+        let mut bytes = vec![0; 128 * 1024];
+        wait_for("the number of lines that are missing", Duration::from_secs(10), || {
+            if waiting_bytes(&held) > 0 {
+                let read = (&held).read(&mut bytes).unwrap();
+                log.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            w.tapway(&["ctl", "loud", r#"{"execute":"set_log_level","arguments":{"level":"trace"}}"#]).ok();
+            w.host_resolv_conf(&format!("nameserver 203.0.113.{}\n", log.len() % 250 + 1));
+            log.contains("lines of the log are missing here")
+        });
         w.tapway(&["stop", "--time", "1", "loud"]).ok();
         drop(monitor);
     });

@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod disk;
+mod memory;
 mod stopped;
 mod uplink;
 
