@@ -298,7 +298,9 @@ pub fn recv<T: DeserializeOwned>(conn: impl AsFd) -> Result<(T, Vec<OwnedFd>), A
     if message.flags.contains(MsgFlags::MSG_CTRUNC) {
         // The kernel gives as many as fit our table (scm_detach_fds, net/core/scm.c). Whoever wants more of them than came
         // refuses what they are for; the connection is worth more than that.
-        tracing::warn!("a descriptor that was sent cannot be had here: the limit on open files (RLIMIT_NOFILE) is reached");
+        tracing::warn!(
+            "a descriptor that was sent cannot be had here: the limit on open files (RLIMIT_NOFILE) is reached"
+        );
     }
     if bytes == 0 {
         return Err(AttachError::Closed);

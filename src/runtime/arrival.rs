@@ -35,7 +35,9 @@ impl Arrival {
                 }
                 self.converses = version >= attach::CONVERSES;
                 let mut fds = fds.into_iter();
-                let tap = fds.next().ok_or(RuntimeError::Protocol("no TAP came with the endpoint; is its limit on open files (RLIMIT_NOFILE) reached?"))?;
+                let tap = fds.next().ok_or(RuntimeError::Protocol(
+                    "no TAP came with the endpoint; is its limit on open files (RLIMIT_NOFILE) reached?",
+                ))?;
                 let pcap = if pcap {
                     Some(fds.next().ok_or(RuntimeError::Protocol(
                         "no capture file came with the endpoint; is its limit on open files (RLIMIT_NOFILE) reached?",

@@ -102,11 +102,11 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("list a directory", KILLED, || raw!(libc::SYS_getdents64, 0, 0, 0)),
     ("make a directory", KILLED, || raw!(libc::SYS_mkdirat, libc::AT_FDCWD, c"/x".as_ptr(), 0o700)),
     ("make a device", KILLED, || raw!(libc::SYS_mknodat, libc::AT_FDCWD, c"/x".as_ptr(), libc::S_IFCHR, 1)),
-    ("make a link", KILLED, || raw!(libc::SYS_linkat, libc::AT_FDCWD, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr(), 0)),
-    ("make a symbolic link", KILLED, || raw!(libc::SYS_symlinkat, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr())),
-    ("rename", KILLED, || {
-        raw!(libc::SYS_renameat2, libc::AT_FDCWD, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr(), 0)
+    ("make a link", KILLED, || {
+        raw!(libc::SYS_linkat, libc::AT_FDCWD, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr(), 0)
     }),
+    ("make a symbolic link", KILLED, || raw!(libc::SYS_symlinkat, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr())),
+    ("rename", KILLED, || raw!(libc::SYS_renameat2, libc::AT_FDCWD, c"/x".as_ptr(), libc::AT_FDCWD, c"/y".as_ptr(), 0)),
     ("change a mode", KILLED, || raw!(libc::SYS_fchmod, 0, 0o777)),
     ("change a mode by path", KILLED, || raw!(libc::SYS_fchmodat, libc::AT_FDCWD, c"/".as_ptr(), 0o777, 0)),
     ("change an owner", KILLED, || raw!(libc::SYS_fchown, 0, 0, 0)),
@@ -128,7 +128,9 @@ pub const FORBIDDEN: &[Forbidden] = &[
     ("unmount", KILLED, || raw!(libc::SYS_umount2, c"/".as_ptr(), 0)),
     ("pivot_root", KILLED, || raw!(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr())),
     ("open a tree of mounts", KILLED, || raw!(libc::SYS_open_tree, libc::AT_FDCWD, c"/".as_ptr(), 1)),
-    ("move a mount", KILLED, || raw!(libc::SYS_move_mount, libc::AT_FDCWD, c"/".as_ptr(), libc::AT_FDCWD, c"/".as_ptr(), 0)),
+    ("move a mount", KILLED, || {
+        raw!(libc::SYS_move_mount, libc::AT_FDCWD, c"/".as_ptr(), libc::AT_FDCWD, c"/".as_ptr(), 0)
+    }),
     ("open a file system", KILLED, || raw!(libc::SYS_fsopen, c"tmpfs".as_ptr(), 0)),
     ("mount a file system", KILLED, || raw!(libc::SYS_fsmount, 0, 0, 0)),
     ("pick a file system", KILLED, || raw!(libc::SYS_fspick, libc::AT_FDCWD, c"/".as_ptr(), 0)),

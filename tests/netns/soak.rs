@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -35,9 +35,10 @@ fn minutes() -> u64 {
     given.map_or(5, |text| text.parse().expect("TAPWAY_TEST_SOAK_MINUTES is a number of minutes"))
 }
 
-/// What all threads share: whether to go on, how much was done, what went wrong.
+/// What all threads share: whether to go on, which change is being made, how much was done, what went wrong.
 #[derive(Default)]
 struct Course {
+    step: Mutex<String>,
     over: AtomicBool,
     done: AtomicUsize,
     failures: Mutex<Vec<String>>,
@@ -57,8 +58,9 @@ fn repeat(
             match act(&course) {
                 Ok(()) => _ = course.done.fetch_add(1, Ordering::Relaxed),
                 Err(why) => {
-                    let mut failures = course.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    failures.push(format!("{what}: {why}"));
+                    let step = course.step.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let mut failures = course.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                    failures.push(format!("{what}: {why} (at or after: {step})"));
                 }
             }
             sleep(pause);
@@ -195,7 +197,8 @@ fn traffic(course: &Arc<Course>, w: &World, guests: &[&Guest]) -> Vec<JoinHandle
             question(at(INET4, 53), id, "who.test", 16)
         }));
     }
-    for (guest, own, dns) in [(&app.ns, "site", at([127, 0, 0, 11], 53)), (&alone.ns, "db.soak", at([10, 0, 2, 3], 53))] {
+    for (guest, own, dns) in [(&app.ns, "site", at([127, 0, 0, 11], 53)), (&alone.ns, "db.soak", at([10, 0, 2, 3], 53))]
+    {
         let mut id = 0u16;
         threads.push(repeat(course, guest, "names", ms(50), move |_| {
             id = id.wrapping_add(1);
@@ -207,8 +210,11 @@ fn traffic(course: &Arc<Course>, w: &World, guests: &[&Guest]) -> Vec<JoinHandle
 }
 
 /// One round of changes: each is made, seen to hold, and unmade.
-fn turn(w: &World, turn: u64) {
-    let say = |words: &[&str]| w.tapway(words).limit(30).ok();
+fn turn(course: &Course, w: &World, turn: u64) {
+    let say = |words: &[&str]| {
+        *course.step.lock().unwrap() = words.join(" ");
+        w.tapway(words).limit(30).ok()
+    };
     let capture = w.path("soak.pcapng");
     let capture = capture.to_str().expect("a plain path");
     for name in ["site", "alone"] {
@@ -258,7 +264,8 @@ pub fn is_open(pid: i32, fd: usize) -> bool {
 }
 
 fn sample(pid: i32) -> Sample {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|e| panic!("{pid} is gone: {e}"));
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|e| panic!("{pid} is gone: {e}"));
     let number = |name: &str| -> usize {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
         line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -308,7 +315,7 @@ fn an_hour_of_everything() {
         let mut taken: BTreeMap<u64, BTreeMap<(&str, &str), Vec<usize>>> = BTreeMap::new();
         let (mut turns, mut printed) = (0, 0);
         while minute() < minutes() {
-            turn(w, turns);
+            turn(&course, w, turns);
             turns += 1;
             // Between two turns nothing of theirs is in what is counted.
             for _ in 0..4 {
@@ -339,7 +346,11 @@ fn an_hour_of_everything() {
         let failures = course.failures.lock().unwrap();
         assert!(failures.is_empty(), "{failures:#?}");
         let (early, late) = (if minutes() < 20 { 1 } else { 9 }, minutes() - 1);
-        eprintln!("{} exchanges and {turns} turns of changes in {} minutes", course.done.load(Ordering::Relaxed), late + 1);
+        eprintln!(
+            "{} exchanges and {turns} turns of changes in {} minutes",
+            course.done.load(Ordering::Relaxed),
+            late + 1
+        );
         let mut grown = Vec::new();
         for (&(name, what), all) in &taken[&late] {
             let (before, after) = (median(taken[&early][&(name, what)].clone()), median(all.clone()));

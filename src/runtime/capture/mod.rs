@@ -83,7 +83,9 @@ pub enum CaptureError {
         least: u64,
     },
     /// No ring.
-    #[error("there is no memory for the {ring_bytes} bytes of a capture's ring; give the process more (ulimit -v), or capture later")]
+    #[error(
+        "there is no memory for the {ring_bytes} bytes of a capture's ring; give the process more (ulimit -v), or capture later"
+    )]
     Memory {
         /// What it takes.
         ring_bytes: usize,

@@ -134,9 +134,7 @@ fn a_monitor_without_descriptors() {
         let mut said = String::new();
         client.read_to_string(&mut said).unwrap();
         assert!(said.contains("\"return\""), "{said}");
-        wait_for("another network process", Duration::from_secs(10), || {
-            reaches(&guest, 7000, Duration::from_secs(1))
-        });
+        wait_for("another network process", Duration::from_secs(10), || reaches(&guest, 7000, Duration::from_secs(1)));
         assert_eq!(json(w, &["dns", "site", "--json"])["in_use"], serde_json::json!(["203.0.113.1"]));
         let log = guest.monitor.stderr();
         eprintln!("{log}");
@@ -175,5 +173,34 @@ fn a_shared_network_without_descriptors() {
         let first = (0..).find(|&fd| !is_open(pid, fd)).unwrap();
         let fine: Vec<bool> = (first + 1..first + 6).map(open).collect();
         assert!(fine.contains(&true) && fine.contains(&false), "{fine:?}");
+    });
+}
+
+/// A guest that opens all that it can takes nothing from names, ports and captures.
+#[test]
+fn flows_leave_some_descriptors() {
+    World::run(|w| {
+        dns_server(&w.internet, at(INET4, 53), "outside");
+        echo_tcp(&w.internet, at(INET4, 7000));
+        let few = w
+            .tapway_run(&["--name", "site", "-p", "8000:7000"], &["sleep", "1000"])
+            .by(&["prlimit", "--nofile=300:300"]);
+        let monitor = few.spawn();
+        wait_for("the sandbox", Duration::from_secs(20), || w.tapway(&["info", "site"]).end().code == 0);
+        let inside = |script: &str| w.tapway(&["exec", "site", "bash", "-c", script]).limit(60).end();
+        let script = "ulimit -n 1000; for ((i = 0; i < 400; i++)); do
+                        exec {fd}<>/dev/udp/198.51.100.2/9 && echo x >&$fd
+                      done 2>/dev/null; sleep 1; dig +tries=1 +time=3 -t TXT who.test; sleep 5";
+        let greedy = w.tapway(&["exec", "site", "bash", "-c", script]).spawn();
+        wait_for("flows to be refused", Duration::from_secs(10), || dropped(w, "site", "host_socket") > 0);
+        let file = w.path("some.pcapng");
+        let mut capture = w.tapway(&["capture", "site", file.to_str().unwrap()]).spawn();
+        w.tapway(&["publish", "site", "8001:7000"]).ok();
+        assert!(capture.child.try_wait().unwrap().is_none(), "{}", capture.stderr());
+        let ended = greedy.end(Duration::from_secs(30));
+        assert!(ended.stdout.contains("outside"), "{}", ended.stdout);
+        // Mappings live for a while; who accepts waits for them.
+        assert!(inside("exec 3<>/dev/udp/198.51.100.2/9").code == 0);
+        drop(monitor);
     });
 }

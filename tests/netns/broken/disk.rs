@@ -48,7 +48,12 @@ fn a_full_runtime_directory() {
             &["run", "--network", "bridge", "--name", "two", "--", "true"],
         ] {
             let ended = w.tapway(words).end();
-            assert!(ended.code == 1 && ended.stderr.contains("No space left"), "{words:?}: {} {}", ended.code, ended.stderr);
+            assert!(
+                ended.code == 1 && ended.stderr.contains("No space left"),
+                "{words:?}: {} {}",
+                ended.code,
+                ended.stderr
+            );
             assert!(ended.stderr.contains("/mnt/run/"), "{}", ended.stderr);
         }
         w.host.sh("rm /mnt/run/filler");
@@ -71,7 +76,20 @@ fn a_full_state_directory() {
         let known = w.tapway(&["network", "ls"]).ok();
         assert!(known.contains("kept") && !known.contains("late"), "{known}");
         // A detached sandbox, whose log cannot be written: it says so and does not begin, or it goes on without.
-        let begun = w.tapway(&["run", "--detach", "--network", "private", "--name", "quiet", "--", "sh", "-c", "while :; do echo x; sleep 0.01; done"]).end();
+        let begun = w
+            .tapway(&[
+                "run",
+                "--detach",
+                "--network",
+                "private",
+                "--name",
+                "quiet",
+                "--",
+                "sh",
+                "-c",
+                "while :; do echo x; sleep 0.01; done",
+            ])
+            .end();
         eprintln!("detached on a full disk: {} {}", begun.code, begun.stderr);
         if begun.code == 0 {
             std::thread::sleep(Duration::from_secs(1));
@@ -134,7 +152,11 @@ fn a_log_that_nobody_reads() {
         for number in 1..4 {
             w.host_resolv_conf(&format!("nameserver 203.0.113.{number}\n"));
             let ended = enter("ping -q -c3 -i0.01 -W2 10.0.2.2; dig +tries=1 +time=3 @10.0.2.3 localhost");
-            assert!(ended.stdout.contains("3 received") && ended.stdout.contains("NOERROR"), "{number}: {}", ended.stdout);
+            assert!(
+                ended.stdout.contains("3 received") && ended.stdout.contains("NOERROR"),
+                "{number}: {}",
+                ended.stdout
+            );
         }
         assert!(waiting_bytes(&held) >= full);
         rests(network_pid(w, "loud"), "with a log that nobody reads");

@@ -62,7 +62,8 @@ fn no_memory_for_flows() {
         assert_eq!((network_pid(w, "site"), restarts(w, "site")), (pid, 0), "{}", guest.monitor.stderr());
         let many: Vec<_> = (0..60)
             .map_while(|_| {
-                let mut stream = guest.run(|| TcpStream::connect_timeout(&at(INET4, 7000), Duration::from_secs(2))).ok()?;
+                let mut stream =
+                    guest.run(|| TcpStream::connect_timeout(&at(INET4, 7000), Duration::from_secs(2))).ok()?;
                 stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
                 stream.write_all(b"x").ok()?;
                 stream.read_exact(&mut [0]).ok().map(|()| stream)
@@ -70,7 +71,11 @@ fn no_memory_for_flows() {
             .collect();
         wait_for("another network process", Duration::from_secs(5), || restarts(w, "site") == 1);
         let log = guest.monitor.stderr();
-        assert!(log.contains("memory allocation of") && log.contains("starting another"), "{} flows: {log}", many.len());
+        assert!(
+            log.contains("memory allocation of") && log.contains("starting another"),
+            "{} flows: {log}",
+            many.len()
+        );
         drop(many);
         bulky();
     });

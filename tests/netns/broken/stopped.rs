@@ -143,7 +143,8 @@ fn clocks_that_began_at_another_time() {
             let up = std::fs::read_to_string("/proc/uptime").unwrap();
             let least = format!("-{}", up.split('.').next().unwrap().parse::<u64>().unwrap().saturating_sub(1));
             let offset = |text: &str| if text == "-" { least.clone() } else { text.to_owned() };
-            let script = "exec 3<>/dev/tcp/198.51.100.2/7000 && echo there >&3 && read -t 5 answer <&3 && echo $answer &&
+            let script =
+                "exec 3<>/dev/tcp/198.51.100.2/7000 && echo there >&3 && read -t 5 answer <&3 && echo $answer &&
                           ping -c2 -i0.3 -W2 10.0.2.2 && dig +tries=1 +time=2 localhost | grep NOERROR";
             let ended = w
                 .tapway_run::<&str>(&[], &["bash", "-c", script])
