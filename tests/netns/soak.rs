@@ -287,6 +287,7 @@ fn median(mut all: Vec<usize>) -> usize {
 }
 
 #[test]
+#[allow(clippy::cast_precision_loss, reason = "kibibytes of a process")]
 #[ignore = "takes minutes: .ci/run and .ci/nightly have it as a step of its own"]
 fn an_hour_of_everything() {
     World::run_for(u32::try_from(minutes()).unwrap() * 60 + 180, |w| {

@@ -116,8 +116,8 @@ fn a_capture_on_a_full_disk() {
         });
         for _ in 0..5 {
             let mut stream = connect(&guest.ns, at(INET4, 7000)).unwrap();
-            stream.write_all(&[7; 60_000]).unwrap();
-            stream.read_exact(&mut [0; 60_000]).unwrap();
+            stream.write_all(&vec![7; 60_000]).unwrap();
+            stream.read_exact(&mut vec![0; 60_000]).unwrap();
         }
         let ended = capture.end(Duration::from_secs(10));
         assert!(ended.code == 1 && ended.stderr.contains("No space left"), "{} {}", ended.code, ended.stderr);
