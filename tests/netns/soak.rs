@@ -5,8 +5,8 @@
 //! stand by for them are watched. What goes on meanwhile, each on a thread of its own and at a low rate, so that the whole
 //! takes about half a processor: streams that run for half a minute, to the world, from it and from member to member; short
 //! connections outward, through a published port and to a port where nobody is; datagrams over sockets that stay and sockets
-//! that do not; questions answered here and forwarded; and the changes of [`turn`]. All content is compared, and one
-//! failure anywhere fails the whole.
+//! that do not; questions answered here and forwarded; and the changes of [`turn`]. All content is compared. Of ten
+//! thousand exchanges one may fail (see docs/reliability.md); they are printed.
 //!
 //! `TAPWAY_TEST_SOAK_MINUTES` says how long (5 unless given). Compared are medians of two minutes: the last, and the tenth, or
 //! the second where it is shorter than twenty. A table with every minute is printed.
@@ -27,6 +27,8 @@ use crate::spaces::Ns;
 use crate::tools::{PATIENCE, Pattern, any, at, echo_tcp, echo_udp, listen, serve, udp};
 use crate::world::{Guest, HOST4, INET4, INET6, World};
 
+/// Of so many exchanges one may fail.
+const ONE_OF: usize = 10_000;
 /// How far the last minute may be above the one that it is compared with.
 const TOLERANCE: f64 = 0.05;
 
@@ -42,6 +44,16 @@ struct Course {
     over: AtomicBool,
     done: AtomicUsize,
     failures: Mutex<Vec<String>>,
+}
+
+impl Course {
+    /// Fails if too much has failed, or anything arrived changed.
+    fn check(&self) {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = 1 + self.done.load(Ordering::Relaxed) / ONE_OF;
+        assert!(failures.len() <= most, "{failures:#?}");
+        assert!(!failures.iter().any(|failure| failure.contains("changed")), "{failures:#?}");
+    }
 }
 
 /// Runs `act` in `ns` every `pause` until the course is over. What it returns is a failure's description.
@@ -339,13 +351,12 @@ fn an_hour_of_everything() {
                 eprintln!("minute {}: {}", printed + 1, text.join(", "));
                 printed = minute();
             }
-            let failures = course.failures.lock().unwrap();
-            assert!(failures.len() < 10, "{failures:#?}");
+            course.check();
         }
         course.over.store(true, Ordering::Relaxed);
         threads.drain(..).for_each(|thread| thread.join().unwrap());
-        let failures = course.failures.lock().unwrap();
-        assert!(failures.is_empty(), "{failures:#?}");
+        course.check();
+        eprintln!("failed: {:#?}", course.failures.lock().unwrap());
         let (early, late) = (if minutes() < 20 { 1 } else { 9 }, minutes() - 1);
         eprintln!(
             "{} exchanges and {turns} turns of changes in {} minutes",
