@@ -5,6 +5,8 @@
 #![allow(unsafe_code)] // fork(2), and forbidden calls have no safe wrapper.
 #![allow(clippy::unwrap_used)]
 
+#[path = "confine/acts.rs"]
+mod acts;
 mod apart;
 
 use std::io::{Read, Write};
@@ -12,13 +14,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use nix::unistd::{Pid, fork};
+use nix::unistd::Pid;
 use tapway::confine::{self, Options, Outcome, Report, standalone};
 
+use acts::{FORBIDDEN, KILLED};
 use apart::{run, run_watched};
-
-/// Exit code of a process killed by the filter.
-const KILLED: i32 = 128 + libc::SIGSYS;
 
 fn enter() -> Report {
     let report = confine::enter(Options::default()).unwrap();
@@ -26,89 +26,12 @@ fn enter() -> Report {
     report
 }
 
-/// A raw call: 0, or the errno.
-macro_rules! raw {
-    ($($argument:expr),+) => {{
-        // SAFETY: pointers are null or to constants that outlive the call; the kernel copies. What a call would change
-        // is this process, which ends right after.
-        let result = unsafe { libc::syscall($($argument),+) };
-        if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap() } else { 0 }
-    }};
-}
-
-/// A forbidden act: the exit code it must end with (killed or the errno), and what it does.
-type Forbidden = (&'static str, i32, fn() -> i32);
-
-const FORBIDDEN: &[Forbidden] = &[
-    ("open for reading", libc::EACCES, || raw!(libc::SYS_openat, libc::AT_FDCWD, c"/".as_ptr(), libc::O_RDONLY)),
-    ("create a file", libc::EACCES, || {
-        raw!(libc::SYS_openat, libc::AT_FDCWD, c"/x".as_ptr(), libc::O_WRONLY | libc::O_CREAT, 0o600)
-    }),
-    ("stat", libc::EACCES, || std::fs::metadata("/").unwrap_err().raw_os_error().unwrap()),
-    ("unlink", KILLED, || raw!(libc::SYS_unlinkat, libc::AT_FDCWD, c"/x".as_ptr(), 0)),
-    ("execve", KILLED, || raw!(libc::SYS_execve, c"/bin/true".as_ptr(), 0, 0)),
-    ("execveat", KILLED, || raw!(libc::SYS_execveat, 0, c"".as_ptr(), 0, 0, libc::AT_EMPTY_PATH)),
-    ("fork", KILLED, || {
-        // SAFETY: never gets to have a child.
-        unsafe { fork() }.map_or_else(|e| e as i32, |_| 0)
-    }),
-    ("clone3", libc::ENOSYS, || raw!(libc::SYS_clone3, 0, 0)),
-    ("clone into a namespace", KILLED, || raw!(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0)),
-    ("thread in a new network namespace", KILLED, || {
-        raw!(
-            libc::SYS_clone,
-            libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_NEWNET,
-            0,
-            0,
-            0,
-            0
-        )
-    }),
-    ("unshare", KILLED, || raw!(libc::SYS_unshare, libc::CLONE_NEWUSER)),
-    ("setns", KILLED, || raw!(libc::SYS_setns, 0, 0)),
-    ("mount", KILLED, || raw!(libc::SYS_mount, 0, c"/".as_ptr(), c"tmpfs".as_ptr(), 0, 0)),
-    ("chroot", KILLED, || raw!(libc::SYS_chroot, c"/".as_ptr())),
-    ("ptrace", KILLED, || raw!(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)),
-    ("read another process", KILLED, || raw!(libc::SYS_process_vm_readv, 1, 0, 0, 0, 0, 0)),
-    ("kill another process", KILLED, || raw!(libc::SYS_kill, 1, 0)),
-    ("tgkill another process", KILLED, || raw!(libc::SYS_tgkill, 1, 1, 0)),
-    ("bpf", KILLED, || raw!(libc::SYS_bpf, 0, 0, 0)),
-    ("io_uring", KILLED, || raw!(libc::SYS_io_uring_setup, 1, 0)),
-    ("keyctl", KILLED, || raw!(libc::SYS_keyctl, 0, 0, 0, 0, 0)),
-    ("userfaultfd", KILLED, || raw!(libc::SYS_userfaultfd, 0)),
-    ("a second filter", KILLED, || raw!(libc::SYS_seccomp, 0, 0, 0)),
-    ("executable memory", KILLED, || {
-        raw!(libc::SYS_mmap, 0, 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-    }),
-    ("make memory executable", KILLED, || raw!(libc::SYS_mprotect, 0, 4096, libc::PROT_READ | libc::PROT_EXEC)),
-    ("raw socket", KILLED, || raw!(libc::SYS_socket, libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)),
-    ("packet socket", KILLED, || raw!(libc::SYS_socket, libc::AF_PACKET, libc::SOCK_DGRAM, 0)),
-    ("netlink socket", KILLED, || raw!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)),
-    ("unix socket", KILLED, || raw!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM, 0)),
-    ("vsock socket", KILLED, || raw!(libc::SYS_socket, libc::AF_VSOCK, libc::SOCK_STREAM, 0)),
-    ("sctp socket", KILLED, || raw!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
-    ("IPv6 ping socket of the IPv4 protocol", KILLED, || {
-        raw!(libc::SYS_socket, libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)
-    }),
-    ("internet socket pair", KILLED, || raw!(libc::SYS_socketpair, libc::AF_INET, libc::SOCK_STREAM, 0, 0)),
-    ("listen", KILLED, || raw!(libc::SYS_listen, 0, 1)),
-    ("socket filter", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, 0, 0)),
-    ("kernel TLS", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_TCP, libc::TCP_ULP, 0, 0)),
-    ("netfilter table", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_IP, 64, 0, 0)),
-    ("netfilter table, IPv6", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_IPV6, 64, 0, 0)),
-    ("udp encapsulation", KILLED, || raw!(libc::SYS_setsockopt, 0, libc::IPPROTO_UDP, libc::UDP_ENCAP, 0, 0)),
-    ("type into the terminal", KILLED, || raw!(libc::SYS_ioctl, 0, libc::TIOCSTI, c"x".as_ptr())),
-    ("reconfigure the TAP", KILLED, || raw!(libc::SYS_ioctl, 0, libc::TUNSETIFF, 0)),
-    ("signal-driven descriptor", KILLED, || raw!(libc::SYS_fcntl, 0, libc::F_SETOWN, 1)),
-    ("become dumpable again", KILLED, || raw!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)),
-    ("change a limit", KILLED, || raw!(libc::SYS_prlimit64, 0, libc::RLIMIT_CORE, c"0123456789abcdef".as_ptr(), 0)),
-    ("another architecture's call", KILLED, || raw!(0x4000_0000 + libc::SYS_getpid)), // x32 bit of x86-64
-];
-
-#[test]
-fn forbidden_acts_are_killed_or_refused() {
-    for &(label, expected, act) in FORBIDDEN {
-        let Some(out) = run("forbidden_acts_are_killed_or_refused", label, || {
+/// Tries all of them, each in a process of its own that has been confined by `enter`.
+fn try_all(test: &str, enter: fn(), expected: impl Fn(&str, i32) -> Option<i32>) {
+    let mut tried = 0;
+    for &(label, code, act) in FORBIDDEN {
+        let Some(expected) = expected(label, code) else { continue };
+        let Some(out) = run(test, label, || {
             enter();
             act()
         }) else {
@@ -117,6 +40,38 @@ fn forbidden_acts_are_killed_or_refused() {
         let err = String::from_utf8_lossy(&out.stderr);
         assert!(err.contains("entered"), "{label}: did not get as far as the act: {err}");
         assert_eq!(out.status.code(), Some(expected), "{label}: {err}");
+        tried += 1;
+    }
+    eprintln!("{test}: {tried} acts tried, all stopped");
+}
+
+#[test]
+fn forbidden_acts_are_killed_or_refused() {
+    try_all("forbidden_acts_are_killed_or_refused", || drop(enter()), |_, code| Some(code));
+}
+
+/// The process of a shared network keeps its user's number and nothing else more.
+#[test]
+fn forbidden_acts_of_the_process_of_a_shared_network() {
+    let enter = || {
+        confine::enter(Options { keep_user: true, ..Options::default() }).unwrap();
+        eprintln!("entered");
+    };
+    try_all("forbidden_acts_of_the_process_of_a_shared_network", enter, |_, code| Some(code));
+}
+
+/// Threads that are made afterwards are as confined as the first.
+#[test]
+fn forbidden_acts_of_another_thread() {
+    for &(label, expected, act) in FORBIDDEN {
+        let Some(out) = run("forbidden_acts_of_another_thread", label, || {
+            enter();
+            std::thread::spawn(act).join().unwrap()
+        }) else {
+            continue;
+        };
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!((out.status.code(), err.contains("entered")), (Some(expected), true), "{label}: {err}");
     }
 }
 
@@ -126,27 +81,27 @@ fn enter_standalone(options: standalone::Options) -> standalone::Confined {
     confined
 }
 
-/// What stands alone opens files and makes listeners; the rest of the table holds for it, too.
+/// What stands alone opens files and makes listeners; the rest of the table holds for it, too, with its tree and without.
 #[test]
 fn forbidden_acts_of_a_process_that_stands_alone() {
-    let other = |label: &str| match label {
-        "create a file" => Some(KILLED),
-        // Looking at a file that may not be opened gives nothing away; listening is tried below.
-        "stat" | "listen" => None,
-        _ => FORBIDDEN.iter().find(|(known, ..)| *known == label).map(|&(_, code, _)| code),
+    let expected = |label: &str, code: i32| match label {
+        "create a file" | "open for writing" => Some(KILLED),
+        // Looking at a file that may not be opened gives nothing away; listening, and for root a low port, are its work.
+        "stat" | "listen" | "a port below 1024" => None,
+        _ => Some(code),
     };
-    for &(label, _, act) in FORBIDDEN {
-        let Some(expected) = other(label) else { continue };
-        let Some(out) = run("forbidden_acts_of_a_process_that_stands_alone", label, || {
-            enter_standalone(standalone::Options::default());
-            act()
-        }) else {
-            continue;
-        };
-        let err = String::from_utf8_lossy(&out.stderr);
-        assert!(err.contains("entered"), "{label}: did not get as far as the act: {err}");
-        assert_eq!(out.status.code(), Some(expected), "{label}: {err}");
-    }
+    let test = "forbidden_acts_of_a_process_that_stands_alone";
+    try_all(test, || drop(enter_standalone(standalone::Options::default())), expected);
+}
+
+#[test]
+fn forbidden_acts_in_the_tree() {
+    let enter = || drop(enter_standalone(standalone::Options { tree: true, ..standalone::Options::default() }));
+    try_all("forbidden_acts_in_the_tree", enter, |label, code| match label {
+        "create a file" | "open for writing" => Some(KILLED),
+        "stat" | "listen" | "a port below 1024" => None,
+        _ => Some(code),
+    });
 }
 
 /// With the tree and without it: the work goes on, files are read where resolv.conf may be and nowhere else, the API

@@ -272,7 +272,7 @@ pub fn send_text(conn: impl AsFd, text: &[u8], fds: &[RawFd]) -> Result<(), Atta
     }
 }
 
-/// Receives one message and its descriptors, close-on-exec. Blocks unless the socket is non-blocking (then EAGAIN
+/// Receives one message and its descriptors, close-on-exec; where our limit on them is reached, fewer than were sent. Blocks unless the socket is non-blocking (then EAGAIN
 /// comes back as [`AttachError::Socket`]).
 pub fn recv<T: DeserializeOwned>(conn: impl AsFd) -> Result<(T, Vec<OwnedFd>), AttachError> {
     let mut text = vec![0u8; MAX_MESSAGE];
@@ -298,9 +298,16 @@ pub fn recv<T: DeserializeOwned>(conn: impl AsFd) -> Result<(T, Vec<OwnedFd>), A
             }
         }
     }
-    let (bytes, cut) = (message.bytes, message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
-    if cut {
+    let bytes = message.bytes;
+    if message.flags.contains(MsgFlags::MSG_TRUNC) {
         return Err(AttachError::TooLarge);
+    }
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        // The kernel gives as many as fit our table (scm_detach_fds, net/core/scm.c). Whoever wants more of them than came
+        // refuses what they are for; the connection is worth more than that.
+        tracing::warn!(
+            "a descriptor that was sent cannot be had here: the limit on open files (RLIMIT_NOFILE) is reached"
+        );
     }
     if bytes == 0 {
         return Err(AttachError::Closed);

@@ -18,7 +18,7 @@
 //!
 //! Bounds on arguments, everything else kills:
 //! - `socket`: IPv4 and IPv6; TCP, UDP, and ping sockets. No raw, packet, netlink, Unix or vsock sockets.
-//! - `socketpair`: Unix.
+//! - `socketpair`: Unix streams. An end of a pair of datagram sockets could send to any abstract socket of the host.
 //! - `setsockopt`: not filters or programs (SO_ATTACH_*), not TCP_ULP, TCP_REPAIR or keys, no UDP encapsulation, nothing
 //!   of netfilter.
 //! - `clone`: a thread of this process. No process, no namespace.
@@ -295,7 +295,10 @@ fn bounded() -> Result<Vec<(libc::c_long, Vec<Rule>)>, seccompiler::BackendError
     let not_executable = || Ok(vec![Rule::new(vec![masked(2, libc::PROT_EXEC, 0)?])?]);
     Ok(vec![
         (libc::SYS_socket, socket),
-        (libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX])?),
+        (
+            libc::SYS_socketpair,
+            vec![Rule::new(vec![int(0, Op::Eq, libc::AF_UNIX)?, masked(1, KIND, libc::SOCK_STREAM)?])?],
+        ),
         (libc::SYS_setsockopt, setsockopt),
         (libc::SYS_clone, vec![Rule::new(vec![masked(0, CLONE, libc::CLONE_THREAD)?])?]),
         (libc::SYS_mmap, not_executable()?),

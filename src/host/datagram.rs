@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use socket2::SockRef;
 
+use super::budget;
 use crate::sys::msg::set_option;
 
 /// A mapping's socket.
@@ -53,6 +54,7 @@ impl Datagram {
     pub fn new(v6: bool, source: Option<IpAddr>) -> io::Result<Self> {
         let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let fd = socket(family, SockType::Datagram, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
+        budget::check(&fd)?;
         let any = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         common(fd.as_fd(), v6);
         if v6 {

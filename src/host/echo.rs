@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::budget;
 use crate::sys::msg::set_option;
 
 /// Bytes of an ICMP echo header.
@@ -29,6 +30,7 @@ impl Echo {
         let socket = Socket::new(domain, Type::DGRAM, Some(protocol))?;
         socket.set_nonblocking(true)?;
         let fd = OwnedFd::from(socket);
+        budget::check(&fd)?;
         let (level, error, ttl) = if v6 {
             (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, libc::IPV6_RECVHOPLIMIT)
         } else {

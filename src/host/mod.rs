@@ -1,6 +1,7 @@
 //! Host side sockets: how they are made and what their errors mean to the guest. They are held by `runtime`.
 
 pub mod address;
+pub mod budget;
 pub mod datagram;
 pub mod echo;
 pub mod gather;

@@ -153,6 +153,8 @@ pub struct Resolver {
     observer: RwLock<Option<mpsc::Sender<Event>>>,
     failing: Failing,
     in_flight: AtomicUsize,
+    /// It was said that a socket cannot be had.
+    warned_short: AtomicBool,
     counters: Counters,
     random: RandomState,
     drawn: AtomicU64,
@@ -201,6 +203,7 @@ impl Resolver {
             observer: RwLock::new(None),
             failing: Failing::default(),
             in_flight: AtomicUsize::new(0),
+            warned_short: AtomicBool::new(false),
             counters: Counters::default(),
             random: RandomState::new(),
             drawn: AtomicU64::new(0),
@@ -536,6 +539,10 @@ impl Resolver {
             Ok(answer) if transport == Transport::Tcp && dns_message::is_truncated(&answer) => Attempt::Failed,
             Ok(answer) => Attempt::Answer(answer),
             Err(error) => {
+                let short = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
+                if short && !self.warned_short.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("cannot make a socket for a question: {error}; further failures are only counted");
+                }
                 tracing::debug!(%server, %error, "name server of no use");
                 Attempt::Failed
             }

@@ -21,6 +21,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, So
 use nix::sys::socket::{accept4, connect, getsockopt, recv, send, setsockopt, shutdown, socket, sockopt};
 use socket2::SockRef;
 
+use super::budget;
 use crate::stack::tcp::ConnectFailure;
 use crate::sys;
 use crate::wire::icmp_error::IcmpError;
@@ -68,6 +69,9 @@ pub fn start(target: SocketAddr, source: Option<IpAddr>) -> Connect {
         }
         Err(errno) => return Connect::NoSocket(errno),
     };
+    if let Err(errno) = budget::check(&fd) {
+        return Connect::NoSocket(errno);
+    }
     prepare(fd.as_fd());
     if let Some(source) = source
         && let Err(error) = SockRef::from(&fd).bind(&SocketAddr::new(source, 0).into())
@@ -126,8 +130,10 @@ pub fn failure(errno: i32) -> ConnectFailure {
 
 /// Accepts one connection of a listener that was prepared.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
+    budget::check_next(&listener)?;
     let raw = accept4(std::os::fd::AsRawFd::as_raw_fd(&listener), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)?;
     let fd = sys::fd::adopt(raw);
+    budget::check(&fd)?;
     // Gone already (reset between handshake and accept): as if it had never come.
     let client = SockRef::from(&fd).peer_addr()?;
     let client = client.as_socket().ok_or(io::ErrorKind::InvalidInput)?;

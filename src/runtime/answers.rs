@@ -12,6 +12,7 @@ use super::command::DataPlane;
 use super::events;
 use super::faults::Faults;
 use super::observe::Observer;
+use super::told::descriptor_limit;
 use crate::api::attach::Context;
 use crate::api::error::{self, ApiError, Code};
 use crate::api::verbs::capture::{CaptureList, CaptureStarted, CaptureStatus, ListCaptures, StartCapture, StopCapture};
@@ -69,6 +70,15 @@ impl Answers {
             "start_capture" => {
                 let arguments: StartCapture = error::arguments(verb, arguments)?;
                 let options = CaptureOptions::try_from(arguments)?;
+                // A monitor asks with the descriptor that it has, or not at all.
+                if context.capture > 0 && fds.is_empty() {
+                    let desc = format!(
+                        "start_capture: the file's descriptor did not arrive: the network process has reached its limit on \
+                         open files (RLIMIT_NOFILE, {}); close some connections, or raise it (ulimit -n) before tapway is started",
+                        descriptor_limit()
+                    );
+                    return Err(ApiError::new(Code::Limit, desc));
+                }
                 let Ok([file]) = <[OwnedFd; 1]>::try_from(fds) else {
                     let desc =
                         "start_capture: the open file must come with the request, as its one descriptor (SCM_RIGHTS)";

@@ -35,9 +35,13 @@ impl Arrival {
                 }
                 self.converses = version >= attach::CONVERSES;
                 let mut fds = fds.into_iter();
-                let tap = fds.next().ok_or(RuntimeError::Protocol("no TAP came with the endpoint"))?;
+                let tap = fds.next().ok_or(RuntimeError::Protocol(
+                    "no TAP came with the endpoint; is its limit on open files (RLIMIT_NOFILE) reached?",
+                ))?;
                 let pcap = if pcap {
-                    Some(fds.next().ok_or(RuntimeError::Protocol("no capture file came with the endpoint"))?)
+                    Some(fds.next().ok_or(RuntimeError::Protocol(
+                        "no capture file came with the endpoint; is its limit on open files (RLIMIT_NOFILE) reached?",
+                    ))?)
                 } else {
                     None
                 };
@@ -58,11 +62,15 @@ impl Arrival {
             }
             (ToNetwork::Metrics, Some(attached)) => {
                 let fd = fds.into_iter().next();
-                attached.metrics = Some(fd.ok_or(RuntimeError::Protocol("no socket came with the metrics"))?);
+                attached.metrics = Some(fd.ok_or(RuntimeError::Protocol(
+                    "no socket came with the metrics; is its limit on open files (RLIMIT_NOFILE) reached?",
+                ))?);
             }
             (ToNetwork::Listen { listeners }, Some(attached)) => {
                 if listeners.len() != fds.len() {
-                    return Err(RuntimeError::Protocol("listeners and descriptors differ in number"));
+                    return Err(RuntimeError::Protocol(
+                        "not all published ports came; is its limit on open files (RLIMIT_NOFILE) reached?",
+                    ));
                 }
                 attached.listeners.extend(listeners.into_iter().zip(fds));
                 if self.converses {

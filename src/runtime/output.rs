@@ -87,10 +87,11 @@ impl Sockets {
         ttl: u8,
         dont_fragment: bool,
     ) {
+        let datagrams = segment.map_or(1, |size| payload.len().div_ceil(usize::from(size.max(1))) as u64);
         let (fd, id, source) = match via {
             UdpVia::Mapping { id } => {
                 let Some(socket) = self.udp.get_mut(id) else {
-                    self.drops.count(DropReason::HostSocket);
+                    self.drops.count_all(DropReason::HostSocket, datagrams);
                     return;
                 };
                 socket.set_dont_fragment(dont_fragment);
@@ -99,7 +100,7 @@ impl Sockets {
             UdpVia::Listener { index, local } => {
                 let Some(port) = self.listeners.get(&index) else {
                     // It was taken away since the guest's datagram was kept back.
-                    self.drops.count(DropReason::NoMapping);
+                    self.drops.count_all(DropReason::NoMapping, datagrams);
                     return;
                 };
                 (port.fd.as_fd(), None, Some(local))
@@ -132,7 +133,7 @@ impl Sockets {
             });
             match code {
                 libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => {
-                    drops.count(DropReason::HostSocket);
+                    drops.count_all(DropReason::HostSocket, datagrams);
                     return;
                 }
                 // No UDP_SEGMENT in this kernel or on this path: one by one from now on.
@@ -143,7 +144,7 @@ impl Sockets {
                 }
                 libc::EMSGSIZE if told => return,
                 libc::EMSGSIZE => {
-                    drops.count(DropReason::TooBig);
+                    drops.count_all(DropReason::TooBig, datagrams);
                     return;
                 }
                 libc::ECONNREFUSED => {}
@@ -151,12 +152,12 @@ impl Sockets {
                     if let Some((id, kind)) = id.zip(local_kind(code)) {
                         keep_local(errors, drops, id, None, kind, target, payload);
                     }
-                    drops.count(DropReason::HostSocket);
+                    drops.count_all(DropReason::HostSocket, datagrams);
                     return;
                 }
             }
         }
-        self.drops.count(DropReason::HostSocket);
+        self.drops.count_all(DropReason::HostSocket, datagrams);
     }
 
     fn new_udp(&mut self, id: Id, target: SocketAddr, payload: &[u8]) {

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -153,8 +154,13 @@ impl Told {
             }
             ToNetwork::Listen { listeners } => {
                 // The kernel drops descriptors that do not fit into our table.
-                let error =
-                    format!("of {} descriptors {} arrived; is RLIMIT_NOFILE reached?", listeners.len(), fds.len());
+                let error = format!(
+                    "of {} descriptors {} arrived: the network process has reached its limit on open files \
+                     (RLIMIT_NOFILE, {}); close some connections, or raise it (ulimit -n) before tapway is started",
+                    listeners.len(),
+                    fds.len(),
+                    descriptor_limit(),
+                );
                 let _ = self.words.send(FromNetwork::Listened { error: Some(error) }).await;
             }
             ToNetwork::Unlisten { numbers } => {
@@ -237,4 +243,9 @@ async fn say(conn: Rc<AsyncFd<OwnedFd>>, mut words: mpsc::Receiver<FromNetwork>)
             }
         }
     }
+}
+
+/// How many descriptors this process may have open.
+pub(super) fn descriptor_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }

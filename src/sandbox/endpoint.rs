@@ -50,6 +50,8 @@ pub struct Endpoint {
     pub metrics: bool,
     /// It is being closed: when that has to be over.
     pub leaving: Option<Duration>,
+    /// There is no process, for lack of something: when another is tried for. The connection is a dead one meanwhile.
+    pub retry: Option<Duration>,
     /// How often the process was replaced.
     pub restarts: u32,
     /// The process was told everything.
@@ -88,6 +90,7 @@ impl Endpoint {
             main: false,
             metrics: false,
             leaving: None,
+            retry: None,
             restarts: 0,
             attached: false,
             asked: BTreeMap::new(),
@@ -140,12 +143,12 @@ impl Endpoint {
     /// When an answer is overdue.
     pub fn next_timeout(&self) -> Option<Duration> {
         let asked = self.asked.values().map(|asked| asked.until);
-        asked.chain(self.changes.values().map(|change| change.until)).chain(self.leaving).min()
+        asked.chain(self.changes.values().map(|change| change.until)).chain(self.leaving).chain(self.retry).min()
     }
 
-    /// The connection is gone: connects to another process.
-    pub fn replace(&mut self) -> Result<(), UplinkError> {
-        self.uplink.replace(&self.place.source)
+    /// Connects to another process than the one that was lost.
+    pub fn reopen(&mut self) -> Result<(), UplinkError> {
+        self.uplink.reopen(&self.place.source)
     }
 
     /// Gives back what it has. A process that was left before is not waited for.

@@ -37,14 +37,21 @@ const MAX_SIZE: u64 = 64 * 1024;
 
 /// The host's configuration as it is now.
 pub fn read(path: &Path) -> ResolvConf {
+    try_read(path).unwrap_or_else(|| resolv::parse(""))
+}
+
+/// The same. None: we are short of descriptors or memory, which says nothing about the file.
+pub fn try_read(path: &Path) -> Option<ResolvConf> {
     let mut text = Vec::new();
-    // Absent or unreadable is empty; a directory or a pipe in its place must not block us.
-    if let Ok(file) = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
-        && file.metadata().is_ok_and(|meta| meta.is_file())
-    {
-        let _ = file.take(MAX_SIZE).read_to_end(&mut text);
+    match std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => return None,
+        // Absent or unreadable is empty; a directory or a pipe in its place must not block us.
+        Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => {
+            let _ = file.take(MAX_SIZE).read_to_end(&mut text);
+        }
+        _ => {}
     }
-    resolv::parse(&String::from_utf8_lossy(&text))
+    Some(resolv::parse(&String::from_utf8_lossy(&text)))
 }
 
 /// Its name servers as socket addresses; a link-local one of an interface that is not there is left out.
@@ -86,13 +93,19 @@ impl Polled {
 
     /// Its name servers now.
     pub fn servers(&mut self) -> Vec<SocketAddr> {
-        self.seen = self.look();
-        servers(&read(&self.path))
+        self.take().unwrap_or_default()
     }
 
     /// Its name servers, if it is another file than when last looked at. A file that vanished is none.
     pub fn changed(&mut self) -> Option<Vec<SocketAddr>> {
-        (self.look() != self.seen).then(|| self.servers())
+        if self.look() == self.seen { None } else { self.take() }
+    }
+
+    fn take(&mut self) -> Option<Vec<SocketAddr>> {
+        let look = self.look();
+        let conf = try_read(&self.path)?;
+        self.seen = look;
+        Some(servers(&conf))
     }
 
     fn look(&self) -> Option<[i128; 4]> {
@@ -125,9 +138,18 @@ impl Watcher {
         self.inotify.as_ref().map(|inotify| inotify.as_fd())
     }
 
+    /// What was said to have changed could not be read: it is looked at again every [`FALLBACK`].
+    pub fn look_again(&mut self) {
+        self.inotify = None;
+    }
+
     /// Reads what happened; true if any of it may have changed the file or the way to it.
     pub fn changed(&mut self, also: &[&str]) -> bool {
-        let Some(inotify) = &self.inotify else { return true };
+        let Some(inotify) = &self.inotify else {
+            // Perhaps it is to be had again.
+            self.renew(also);
+            return true;
+        };
         let mut concerned = false;
         loop {
             match inotify.read_events() {
@@ -154,6 +176,8 @@ impl Watcher {
     /// Walks the way anew, with new watches; they are in place before anything is read.
     fn renew(&mut self, also: &[&str]) {
         self.watches.clear();
+        // First the old one goes: it may be the only one that we can have.
+        self.inotify = None;
         self.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let Some(inotify) = &self.inotify else { return };
         let mut steps = way(&self.path);

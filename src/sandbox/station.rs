@@ -43,6 +43,9 @@ use crate::{sys, telemetry};
 /// costs milliseconds, which a short command should not pay.
 const WATCH_AFTER: Duration = Duration::from_millis(500);
 
+/// How often another network process is tried for where the machine is short of descriptors, memory or processes.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// What the watcher looks for beside resolv.conf.
 const ALSO_WATCHED: [&str; 1] = ["hosts"];
 
@@ -228,7 +231,9 @@ impl Station {
         }
         let mut fds: Vec<PollFd<'_>> = own.iter().map(|&(fd, flags)| PollFd::new(fd, flags)).collect();
         let links = fds.len();
-        fds.extend(self.endpoints.iter().map(|Endpoint { uplink: Uplink { link, .. }, .. }| {
+        // A dead connection would be ready without end.
+        let linked: Vec<&Endpoint> = self.endpoints.iter().filter(|endpoint| endpoint.retry.is_none()).collect();
+        fds.extend(linked.iter().map(|Endpoint { uplink: Uplink { link, .. }, .. }| {
             let output = if link.wants_output() { PollFlags::POLLOUT } else { PollFlags::empty() };
             PollFd::new(link.fd(), PollFlags::POLLIN | output)
         }));
@@ -244,7 +249,7 @@ impl Station {
         let is_ready = |at: usize| !events(&fds[at]).is_empty();
         let clients = clients.iter().zip(&fds[served..]).map(|(&(what, ..), fd)| (what, events(fd)));
         let woken = Woken {
-            networks: (self.endpoints.iter().enumerate())
+            networks: (linked.iter().enumerate())
                 .filter(|(at, _)| is_ready(links + at))
                 .map(|(_, endpoint)| endpoint.interface().to_owned())
                 .collect(),
@@ -384,6 +389,11 @@ impl Station {
             }
         }
         let now = self.now();
+        for at in 0..self.endpoints.len() {
+            if self.endpoints[at].retry.is_some_and(|due| due <= now) && self.restart(at)? {
+                said.push(Said::Replaced(self.endpoints[at].interface().to_owned()));
+            }
+        }
         let late = self.endpoints.iter().filter(|endpoint| endpoint.leaving.is_some_and(|until| until <= now));
         for endpoint in late {
             let left = Said::Left(endpoint.interface().to_owned());
@@ -427,25 +437,50 @@ impl Station {
                         let why = telemetry::chain(&error);
                         tracing::warn!("the network process talks nonsense and is replaced: {why}");
                     }
-                    self.replace(at)?;
-                    said.push(Said::Replaced(interface));
+                    if self.replace(at)? {
+                        said.push(Said::Replaced(interface));
+                    }
                     return Ok(said);
                 }
             }
         }
     }
 
-    /// The connection is gone: attaches to another process.
-    fn replace(&mut self, at: usize) -> Result<(), StationError> {
+    /// The connection is gone: attaches to another process. False if that is still to be done, for lack of something.
+    fn replace(&mut self, at: usize) -> Result<bool, StationError> {
         let endpoint = &mut self.endpoints[at];
         if endpoint.is_interface_gone() {
             return Err(StationError::InterfaceGone);
         }
-        endpoint.replace()?;
-        // Its successor is told all that holds; what was being asked is over.
+        endpoint.uplink.handle_lost()?;
+        // What was being asked is over.
         let answered = self.desk.handle_lost(endpoint);
         self.answer(answered);
-        self.attach(at)
+        self.restart(at)
+    }
+
+    /// Attaches to another process in place of the one that was lost, which is told all that holds.
+    fn restart(&mut self, at: usize) -> Result<bool, StationError> {
+        let now = self.now();
+        let endpoint = &mut self.endpoints[at];
+        if endpoint.is_interface_gone() {
+            return Err(StationError::InterfaceGone);
+        }
+        match endpoint.reopen() {
+            Ok(()) => {
+                endpoint.retry = None;
+                self.attach(at)?;
+                Ok(true)
+            }
+            Err(error) if error.is_shortage() => {
+                if endpoint.retry.replace(now + RETRY).is_none() {
+                    let (why, seconds) = (telemetry::chain(&error), RETRY.as_secs_f32());
+                    tracing::warn!("{why}; the sandbox is without network, and it is tried again every {seconds} s");
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whatever clients did. What they ask for is at [`Self::next_request`].
@@ -554,7 +589,11 @@ impl Station {
             }
         };
         if changed {
-            self.desk.handle_host_servers(host_dns::servers(&host_dns::read(Path::new(RESOLV_CONF))));
+            match (host_dns::try_read(Path::new(RESOLV_CONF)), &mut self.watcher) {
+                (Some(conf), _) => self.desk.handle_host_servers(host_dns::servers(&conf)),
+                (None, Some(watcher)) => watcher.look_again(),
+                (None, None) => {}
+            }
         }
         changed
     }

@@ -9,7 +9,8 @@
 //! | the monitor ends | it is waited for, then killed | it goes on with its other members |
 //!
 //! Either way what follows is the same: the endpoint is attached anew with the same TAP and the same listeners. A process
-//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again. A loss is counted once, though whoever is
+//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again; where the machine is short of what another one
+//! takes ([`UplinkError::is_shortage`]), the monitor goes on without and tries again. A loss is counted once, though whoever is
 //! quick may meet the dying process of a shared network a second time.
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
@@ -80,6 +82,24 @@ pub enum UplinkError {
         /// How it ended the last time.
         how: String,
     },
+}
+
+impl UplinkError {
+    /// True if the machine is short of something that it may have again: descriptors, memory, processes.
+    pub fn is_shortage(&self) -> bool {
+        let errno = match self {
+            Self::Call { source, .. } => *source,
+            Self::Shared(error) => match error {
+                SharedError::Socket { source, .. } => *source,
+                SharedError::File { source, .. } | SharedError::Start { source, .. } => {
+                    source.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
+                }
+                SharedError::Refused { .. } | SharedError::Busy(_) => return false,
+            },
+            Self::Dies { .. } => return false,
+        };
+        matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN | Errno::ENOSPC)
+    }
 }
 
 fn call(what: &'static str) -> impl FnOnce(nix::Error) -> UplinkError {
@@ -149,8 +169,8 @@ impl Uplink {
         self.child.as_ref().map_or(0, |child| child.pid.as_raw())
     }
 
-    /// The connection is gone: reaps the process, and connects to another.
-    pub fn replace(&mut self, source: &Source) -> Result<(), UplinkError> {
+    /// The connection is gone: reaps the process. An error if this happens too often.
+    pub fn handle_lost(&mut self) -> Result<(), UplinkError> {
         let how = match &mut self.child {
             // Where only the connection is gone, the process goes now.
             Some(child) => {
@@ -163,6 +183,12 @@ impl Uplink {
             return Err(UplinkError::Dies { how });
         }
         tracing::warn!("the network process died ({how}); starting another");
+        self.ready = false;
+        Ok(())
+    }
+
+    /// Another process, or a connection to another, in place of what was lost.
+    pub fn reopen(&mut self, source: &Source) -> Result<(), UplinkError> {
         if let Some(mut next) = source.open()? {
             next.losses = std::mem::take(&mut self.losses);
             *self = next;

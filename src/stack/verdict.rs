@@ -95,6 +95,11 @@ impl DropCounters {
         }
     }
 
+    /// Counts several of one reason.
+    pub fn count_all(&mut self, reason: DropReason, how_many: u64) {
+        self.0[reason as usize] += how_many;
+    }
+
     /// The count of one reason.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]

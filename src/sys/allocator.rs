@@ -93,6 +93,17 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// So many zeros, which cost a page only where they are touched. None: there is no memory for them.
+pub fn zeros(len: usize) -> Option<Vec<u8>> {
+    let layout = Layout::array::<u8>(len).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout has a size. A block that is not null is as long as the slice that it becomes, of the same
+    // alignment, of initialised bytes, and nobody else's.
+    unsafe {
+        let at = std::alloc::alloc_zeroed(layout);
+        (!at.is_null()).then(|| Box::from_raw(ptr::slice_from_raw_parts_mut(at, len)).into_vec())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,8 +24,13 @@
 pub mod time;
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, StderrLock};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -73,6 +78,7 @@ pub fn init_with(verbosity: u8, format: LogFormat, colour: bool) {
         Some(Ok((filter, text))) => (Filter::Directives(Box::new(filter)), text, None),
         Some(Err(bad)) => (Filter::Level(level), level.to_string(), Some(bad)),
     };
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let (subscriber, change) = subscriber(filter, format, verbosity > 0, colour, || Stderr);
     // The error of `try_init` says only that a subscriber is there already.
     if subscriber.try_init().is_ok() {
@@ -84,13 +90,58 @@ pub fn init_with(verbosity: u8, format: LogFormat, colour: bool) {
     }
 }
 
-/// Standard error, where nobody minds what is not taken: a reader that is gone or slow (of a pipe that does not block) must
-/// not make a log line an error of its own.
+/// Standard error, where nobody minds what is not taken: a reader that is gone or slow must neither make a log line an error
+/// of its own nor hold up who logs, which may be the thread that forwards frames. A pipe or terminal that has no room for
+/// [`PATIENCE`] is not waited for again until it has: lines are left out meanwhile, and the next one is preceded by their
+/// number. A regular file is always written to; a disk that blocks blocks its writer.
 struct Stderr;
+
+/// How long a reader of standard error is waited for, once. Longer than any that is alive and loaded takes for a line, and
+/// no longer than a frame may be late without a program's noticing.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// What a pipe that polls as writable takes without blocking (PIPE_BUF, limits.h; pipe(7)).
+const AT_ONCE: usize = 4096;
+/// Lines that were left out and not told yet.
+static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+/// Lines are JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// True if standard error has room. After one that did not it is no longer waited for.
+fn has_room(stderr: &StderrLock<'_>) -> bool {
+    let patience = if LEFT_OUT.load(Ordering::Relaxed) == 0 { PATIENCE } else { Duration::ZERO };
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // What cannot be polled is written to, for better or worse.
+    poll(&mut fds, PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO)) != Ok(0)
+}
+
+fn left_out(lines: u64) -> String {
+    let what = format!("{lines} lines of the log are missing here: nobody read them");
+    if JSON.load(Ordering::Relaxed) {
+        format!("{{\"level\":\"WARN\",\"fields\":{{\"message\":\"{what}\"}},\"target\":\"{}\"}}\n", module_path!())
+    } else {
+        format!("tapway: warn: {what}\n")
+    }
+}
 
 impl std::io::Write for Stderr {
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        let _ = std::io::stderr().write_all(text);
+        // Held over looking and writing, so that no other thread takes the room between.
+        let mut stderr = std::io::stderr().lock();
+        for part in text.chunks(AT_ONCE) {
+            if !has_room(&stderr) {
+                LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
+            let missing = LEFT_OUT.swap(0, Ordering::Relaxed);
+            if missing > 0 {
+                let _ = stderr.write_all(left_out(missing).as_bytes());
+                if !has_room(&stderr) {
+                    LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+            }
+            let _ = stderr.write_all(part);
+        }
         Ok(text.len())
     }
 

@@ -13,14 +13,14 @@ use crate::tools::{at, listen, serve, udp};
 use crate::world::{DNS4, Guest, INET4, INET6, Ns, World, wait_for};
 
 /// How often a [`dns_server`] was asked.
-struct Asked {
+pub struct Asked {
     udp: Arc<AtomicUsize>,
     tcp: Arc<AtomicUsize>,
 }
 
 /// An authoritative server for everything. `sizeN.test` is answered with a message of exactly N bytes, any other name
 /// with the text `mark`; what does not fit the client's buffer is cut with TC set, as RFC 1035 and 6891 say.
-fn dns_server(ns: &Ns, addr: SocketAddr, mark: &'static str) -> Asked {
+pub fn dns_server(ns: &Ns, addr: SocketAddr, mark: &'static str) -> Asked {
     let socket = udp(ns, addr);
     socket.set_read_timeout(None).unwrap();
     let asked = Arc::new(AtomicUsize::new(0));

@@ -13,6 +13,7 @@ const PACKAGES: &str = "bubblewrap busybox curl dnsmasq-base dnsutils git iperf3
 mod spaces;
 
 mod attach;
+mod broken;
 mod capture;
 mod control;
 mod dhcp;
@@ -33,6 +34,7 @@ mod publish;
 mod rest;
 mod several;
 mod short;
+mod soak;
 mod tcp;
 mod tools;
 mod turns;

@@ -64,6 +64,15 @@ impl World {
         Self::run_on(Stage { ping_sockets: true }, test);
     }
 
+    /// The same with so many seconds for the whole of it.
+    #[allow(dead_code, reason = "for one test of one binary that includes this module")]
+    pub fn run_for<F: FnOnce(&World)>(seconds: u32, test: F) {
+        match inside() {
+            Some(tapway) => test(&World::build(tapway, Stage { ping_sockets: true })),
+            None => enter(&test_name::<F>(), &Entry { seconds, ..ENTRY }),
+        }
+    }
+
     /// The same on a stage that differs from the usual one.
     pub fn run_on<F: FnOnce(&World)>(stage: Stage, test: F) {
         match inside() {

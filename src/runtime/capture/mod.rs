@@ -85,6 +85,14 @@ pub enum CaptureError {
         /// What it takes.
         least: u64,
     },
+    /// No ring.
+    #[error(
+        "there is no memory for the {ring_bytes} bytes of a capture's ring; give the process more (ulimit -v), or capture later"
+    )]
+    Memory {
+        /// What it takes.
+        ring_bytes: usize,
+    },
     /// No thread.
     #[error("cannot start the thread that writes the capture")]
     Thread(#[source] io::Error),
@@ -114,7 +122,7 @@ pub enum CaptureError {
 impl From<CaptureError> for ApiError {
     fn from(error: CaptureError) -> Self {
         let code = match &error {
-            CaptureError::TooMany | CaptureError::Full { .. } => Code::Limit,
+            CaptureError::TooMany | CaptureError::Full { .. } | CaptureError::Memory { .. } => Code::Limit,
             CaptureError::NotWritable
             | CaptureError::TooSmall { .. }
             | CaptureError::File(_)
@@ -480,7 +488,7 @@ fn make(
     };
     let Origin { id, sections, written, resumed } = origin;
     let shared = Arc::new(Shared { sections, bytes: written.into(), ..Shared::default() });
-    let (filling, chunks) = ring::ring(ring_bytes);
+    let (filling, chunks) = ring::ring(ring_bytes).map_err(|_| CaptureError::Memory { ring_bytes })?;
     let (started, first) = oneshot::channel();
     let (ended, last) = watch::channel(());
     let writer = writer::Writer {

@@ -16,6 +16,7 @@
 //!
 //! At its end the data plane gives all chunks away, so that the writer's thread returns them to the system.
 
+use std::collections::TryReserveError;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 /// Bytes of a chunk, and of a write to a file: 4 super-frames, or about 2500 frames of 64 bytes.
@@ -50,13 +51,17 @@ pub struct Draining {
     back: SyncSender<Chunk>,
 }
 
-/// A ring of `bytes`, but of at least two chunks: one to fill while the other is written.
-pub fn ring(bytes: usize) -> (Filling, Draining) {
+/// A ring of `bytes`, but of at least two chunks: one to fill while the other is written. Fails for want of memory.
+pub fn ring(bytes: usize) -> Result<(Filling, Draining), TryReserveError> {
     let chunks = (bytes / CHUNK).max(2);
     let (out, draining) = sync_channel(chunks);
     let (empty, back) = sync_channel(chunks);
-    let spare = (0..chunks).map(|_| Chunk { bytes: Vec::with_capacity(CHUNK) }).collect();
-    (Filling { current: None, spare, chunks, out, back }, Draining { chunks: draining, back: empty })
+    let chunk = |_| {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(CHUNK).map(|()| Chunk { bytes })
+    };
+    let spare = (0..chunks).map(chunk).collect::<Result<Vec<_>, _>>()?;
+    Ok((Filling { current: None, spare, chunks, out, back }, Draining { chunks: draining, back: empty }))
 }
 
 impl Filling {
@@ -150,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_refuses_and_goes_on_when_there_is_room() {
-        let (mut filling, draining) = ring(4 * CHUNK);
+        let (mut filling, draining) = ring(4 * CHUNK).unwrap();
         let frame = CHUNK / 4;
         // Sixteen fit, whatever the reader does not do.
         for i in 0..16 {
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_trickle_beside_a_stalled_writer_uses_one_chunk() {
-        let (mut filling, draining) = ring(2 * CHUNK);
+        let (mut filling, draining) = ring(2 * CHUNK).unwrap();
         assert_eq!(push(&mut filling, 100, 1), Ok(true));
         assert_eq!(filling.flush(), Ok(false), "the writer is idle and gets it at once");
         for _ in 0..1000 {
@@ -192,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_is_gone_is_noticed() {
-        let (mut filling, draining) = ring(2 * CHUNK);
+        let (mut filling, draining) = ring(2 * CHUNK).unwrap();
         assert_eq!(push(&mut filling, 10, 1), Ok(true));
         drop(draining);
         assert_eq!(filling.flush(), Err(Gone));
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn threads_agree() {
-        let (mut filling, draining) = ring(2 * CHUNK);
+        let (mut filling, draining) = ring(2 * CHUNK).unwrap();
         let reader = std::thread::spawn(move || {
             let mut sum = 0u64;
             while let Some(chunk) = draining.next() {

@@ -2,7 +2,8 @@
 //!
 //! Rings of about 1 MiB measured best for bulk (256 KiB lost a third), but ten thousand flows cannot have them. So a flow
 //! begins with a small pair, gets a large one when it turns bulky and the budget has one, and none at all while it rests
-//! (`rest`): over budget means slower, never refused. A ring is a fresh mapping (`sys::memory`), so a page costs only when
+//! (`rest`): over budget, or without the memory for it, means slower, never refused. (Without the memory for a small pair the process
+//! ends, and its successor begins with none.) A ring is a fresh mapping (`sys::memory`), so a page costs only when
 //! touched; an idle or short flow touches the first page of each ring, because an empty ring of smoltcp's starts afresh.
 //! A recycled pair keeps its pages; one that carried much is freed instead (a few are kept).
 //!
@@ -13,6 +14,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 
 use super::port::shift_of;
+use crate::sys::allocator::zeros;
 
 /// A large ring: sixteen super-frame payloads of 65 495 bytes, because smoltcp's segments do not cross the wrap.
 pub const LARGE_RING: usize = 16 * 65_495;
@@ -43,9 +45,17 @@ pub struct FlowSocket {
 }
 
 impl FlowSocket {
-    fn new(large: bool) -> Self {
-        let size = if large { LARGE_RING } else { SMALL_RING };
-        let socket = tcp::Socket::new(tcp::SocketBuffer::new(vec![0; size]), tcp::SocketBuffer::new(vec![0; size]));
+    fn small() -> Self {
+        Self::new([vec![0; SMALL_RING], vec![0; SMALL_RING]], false)
+    }
+
+    /// None: there is no memory for it.
+    fn large() -> Option<Self> {
+        Some(Self::new([zeros(LARGE_RING)?, zeros(LARGE_RING)?], true))
+    }
+
+    fn new([receive, send]: [Vec<u8>; 2], large: bool) -> Self {
+        let socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
         let mut set = SocketSet::new(Vec::with_capacity(1));
         let handle = set.add(socket);
         Self { set, handle, large }
@@ -90,6 +100,10 @@ impl Shelf {
         Self { clean, touched, keep, keep_touched, much }
     }
 
+    fn take(&mut self) -> Option<FlowSocket> {
+        self.touched.pop().or_else(|| self.clean.pop())
+    }
+
     fn put(&mut self, socket: FlowSocket, moved: u64) {
         let (shelf, keep) =
             if moved > self.much { (&mut self.touched, self.keep_touched) } else { (&mut self.clean, self.keep) };
@@ -130,11 +144,9 @@ impl RingPool {
 
     /// A closed socket; with large rings if they are wanted and to be had.
     pub fn take(&mut self, large: bool) -> FlowSocket {
-        let large = large && self.has_large();
-        self.large_in_use += usize::from(large);
-        let shelf = if large { &mut self.large } else { &mut self.small };
-        let free = shelf.touched.pop().or_else(|| shelf.clean.pop());
-        let mut socket = free.unwrap_or_else(|| FlowSocket::new(large));
+        let large = if large && self.has_large() { self.large.take().or_else(FlowSocket::large) } else { None };
+        self.large_in_use += usize::from(large.is_some());
+        let mut socket = large.or_else(|| self.small.take()).unwrap_or_else(FlowSocket::small);
         let tcp = socket.get_mut();
         tcp.set_nagle_enabled(false);
         // The guest's kernel must never wait for an acknowledgement (dataplane.md, rule 6).
