@@ -36,7 +36,7 @@ use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::observe::Identity;
 use super::sockets::{MAX_SLOTS, Sockets, Token, What};
 use super::vigil::{self, Vigil};
-use super::{Attached, RuntimeError, system};
+use super::{Attached, RuntimeError, scene, system};
 use crate::api::attach::{self, FromNetwork};
 use crate::host::address;
 use crate::link::pcap::Direction;
@@ -317,6 +317,7 @@ impl Engine {
                     Some(Token::Endpoint(slot, What::Tap)) => taps.push(slot),
                     Some(Token::Endpoint(slot, what)) => {
                         if let Some(endpoint) = self.table.touch(slot) {
+                            scene::endpoint(slot);
                             endpoint.sockets.share = share;
                             endpoint.handle_event(what, event.events(), now, &mut self.datagram);
                         }
@@ -337,11 +338,13 @@ impl Engine {
                 // Not due again before it has settled.
                 self.due.set(slot, None);
                 let Some(endpoint) = self.table.touch(slot as u32) else { continue };
+                scene::endpoint(slot as u32);
                 endpoint.handle_timeout(now, &mut self.datagram);
                 if endpoint.sockets.faults.is_some() {
                     self.release(slot as u32, now);
                 }
             }
+            scene::other();
             if let Some(switch) = &mut self.switch
                 && switch.next_timeout().is_some_and(|at| at <= now)
             {
@@ -478,6 +481,7 @@ impl Engine {
             };
             bytes += len;
             let frame = &mut self.frame[..len];
+            scene::frame(endpoint.id.index, frame);
             endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
             if !endpoint.sockets.captures.is_empty() {
                 endpoint.sockets.captures.take(Direction::FromGuest, frame);
@@ -509,6 +513,7 @@ impl Engine {
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
+            scene::endpoint(slot);
             endpoint.settle(now);
             self.moved += endpoint.moved();
             if let Some(at) = endpoint.next_look() {
