@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 0, 1 | the guest sends a frame: flags (1; bit 0: from its own MAC to ours, bit 1: with a vnet header "sums are good" in front), length (2), bytes |
 //! | 2, 3, 4 | … a TCP segment of a connection: number (1), flags (1), sequence number from the next expected (1, signed), acknowledgement from the last seen (1, signed), window (2), bytes of options (1, taken), bytes of data (2, not taken) |
-//! | 5 | … a datagram: from and to (1), ports (1), bytes of data (2, not taken) |
+//! | 5 | … a datagram: from and to (1), ports (1), bytes of data (2, not taken), as a super-frame of datagrams of this size (2, 0: not) |
 //! | 6 | … an echo request: to (1), ident (1), bytes (1) |
 //! | 7 | … a fragment: ident and family (1), offset / 8 (1), more (1), protocol (1), length (2), bytes |
 //! | 8 | the host answers a connect: how (1) |
@@ -46,6 +46,7 @@ use tapway::stack::udp::{UdpLimits, UdpVia};
 use tapway::stack::verdict::DropReason;
 use tapway::stack::{HostError, Limits, reassembly};
 use tapway::wire::csum;
+use tapway::wire::vnet::{Gso, VnetHdr};
 use tapway_fuzz::{Input, icmp_error};
 
 #[allow(dead_code)]
@@ -137,7 +138,9 @@ impl Story {
             }
         }
         for sent in self.world.out.udp.drain(..) {
-            assert!(sent.payload.len() <= 65_535 && sent.segment.is_none_or(|size| size > 0));
+            assert!(sent.payload.len() <= 65_535);
+            let count = sent.segment.map_or(1, |size| sent.payload.len().div_ceil(size.into()));
+            assert!((1..=128).contains(&count), "{count} datagrams at once");
             if let UdpVia::Mapping { id } = sent.via
                 && !self.mappings.contains(&id)
             {
@@ -237,13 +240,23 @@ impl Story {
             }
             5 => {
                 let (ends, ports, length) = (input.byte(), input.byte(), usize::from(input.word()));
+                let size = input.word();
                 let v6 = ends & 1 == 1;
                 let all = [53, 67, 547, 123, 5353, 40_000, 7, 68];
                 let src = at(guest(v6, ends >> 1 & if self.slirp { 3 } else { 0 }), 6000 + u16::from(ports & 7));
                 let src = if ports & 128 == 0 { src } else { at(src.ip(), [546, 68][usize::from(ports >> 6 & 1)]) };
                 let dst = at(peer(v6, ends >> 3), all[usize::from(ports >> 3 & 7)]);
                 let payload = vec![1; length.min(65_000)];
-                self.inject_ip(&Ip::new(src.ip(), dst.ip(), UDP, udp_body(src, dst, &payload)));
+                let packet = Ip::new(src.ip(), dst.ip(), UDP, udp_body(src, dst, &payload));
+                let mut frame = packet.frame();
+                if size == 0 {
+                    frame[0] = 2;
+                } else {
+                    let at = if v6 { 54 } else { 34 };
+                    VnetHdr { needs_csum: true, gso: Gso::Udp, gso_size: size, csum_start: at, csum_offset: 6, ..VnetHdr::default() }
+                        .emit(&mut frame);
+                }
+                self.inject(frame);
             }
             6 => {
                 let (to, ident, length) = (input.byte(), input.byte(), input.byte());

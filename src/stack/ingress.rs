@@ -40,6 +40,10 @@ struct Packet {
     segment: Option<u16>,
 }
 
+/// Most datagrams in one super-frame of a guest: Linux makes no more (UDP_MAX_SEGMENTS, include/linux/udp.h; 64 before 6.9). The
+/// header says what it likes; of datagrams of a byte, one frame would be 65 000 sends.
+const MAX_DATAGRAMS: u64 = 128;
+
 impl Stack {
     pub(super) fn ethernet(&mut self, now: Instant, frame: &mut [u8], out: &mut impl Output) -> Result<(), DropReason> {
         let hdr = VnetHdr::parse(frame).ok_or(DropReason::Truncated)?;
@@ -423,7 +427,11 @@ impl Stack {
             return Err(DropReason::HopLimit);
         }
         let target = target.map(|addr| SocketAddr::new(addr, peer.port()));
-        let size = Traffic::from_guest(datagrams(payload.len(), packet.segment), payload.len());
+        let count = datagrams(payload.len(), packet.segment);
+        if count > MAX_DATAGRAMS {
+            return Err(DropReason::Malformed);
+        }
+        let size = Traffic::from_guest(count, payload.len());
         if let Some((via, target)) = self.udp.route_from_guest(now, (guest, peer), target, alias, &size) {
             out.udp_to_host(&UdpToHost {
                 via,
