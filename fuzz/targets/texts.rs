@@ -8,7 +8,10 @@
 #![no_main]
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,6 +21,8 @@ use serde::de::DeserializeOwned;
 use tapway::network::config::{EndpointConfig, NetworkConfig};
 use tapway::network::definition::{self, Network};
 use tapway::network::fault::{Rate, Share, Span};
+use tapway::network::capture::{CaptureFilter, CaptureProtocol};
+use tapway::network::ipam::IpamConfig;
 use tapway::network::lease::Lease;
 use tapway::network::timestamp::Timestamp;
 use tapway::network::{options, plan, pools, publish, resolv};
@@ -37,6 +42,9 @@ fn read<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(text: &[u
 fn definition(text: &[u8]) {
     if let Some(lease) = read::<Lease>(text) {
         assert!(lease.addresses().count() >= 1);
+    }
+    for network in Network::predefined(text.len() as u32) {
+        assert!(network.is_predefined() && network.short_id().len() == definition::SHORT_ID);
     }
     let Some(network) = read::<Network>(text) else { return };
     let _ = (network.icc(), network.masquerade(), network.bridge_name(), network.is_predefined(), network.is_default());
@@ -71,6 +79,17 @@ fn servers(text: &str) {
     assert_eq!((again.search, again.options), (conf.search, conf.options));
 }
 
+/// A file without a name.
+fn scratch() -> &'static File {
+    static FILE: OnceLock<File> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let path = std::env::temp_dir().join(format!("tapway-fuzz-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file");
+        std::fs::remove_file(path).expect("its name is not needed");
+        file
+    })
+}
+
 fn hosts(text: &[u8]) {
     // Of the text: the lines of ours as they were, those that are wanted, and the file.
     let mut parts = text.splitn(3, |&byte| byte == 0);
@@ -81,6 +100,15 @@ fn hosts(text: &[u8]) {
     let (ours, wanted) = (lines(), lines());
     let file = parts.next().unwrap_or_default();
     let new = edit::replaced(file, &ours, &wanted);
+    // The same in a file, which is held as the monitor holds it.
+    let on_disk = scratch();
+    on_disk.set_len(0).and_then(|()| on_disk.write_all_at(file, 0)).expect("the file takes it");
+    let held = on_disk.try_clone().expect("a descriptor");
+    if edit::Edited::new(held.into(), ours.clone()).set(wanted.clone()).is_ok() {
+        let mut found = vec![0; on_disk.metadata().expect("it is there").len() as usize];
+        on_disk.read_exact_at(&mut found, 0).expect("it can be read");
+        assert!(ours == wanted || found == new, "the file became another than the text");
+    }
     let count = |text: &[u8], line: &str| text.split(|&byte| byte == b'\n').filter(|l| *l == line.as_bytes()).count();
     for line in &wanted {
         assert!(count(&new, line) >= 1, "a wanted line is missing");
@@ -100,6 +128,9 @@ fn hosts(text: &[u8]) {
 }
 
 fn kernel(text: &str) {
+    if text.is_empty() {
+        assert!(host_routes::read().iter().all(|net| net.prefix_len() > 0));
+    }
     for net in host_routes::on_link(text) {
         assert!(net.prefix_len() > 0 && net.addr() == net.network());
     }
@@ -150,6 +181,9 @@ fn amounts(text: &str) {
 fn plans(text: &str) {
     match plan::parse_subnet(text) {
         Ok(IpNet::V4(net)) => {
+            if let Some(config) = IpamConfig::with_gateway(net.into(), None) {
+                assert!(config.subnet.contains(&config.gateway) && !config.is_nobodys(config.gateway));
+            }
             if let Ok(plan) = plan::plan_v4(net) {
                 assert!([plan.gateway, plan.dns, plan.guest].iter().all(|address| net.contains(address)));
                 assert!(plan::contains(Some(&plan), None, plan.guest.into()));
@@ -209,6 +243,10 @@ fuzz_target!(|input: &[u8]| {
             // A state file, and what a network process gets on its command line.
             let _ = serde_json::from_slice::<Sandbox>(bytes).map(|sandbox| serde_json::to_vec(&sandbox));
             read::<EndpointConfig>(bytes);
+            read::<CaptureFilter>(bytes);
+            if let Ok(protocol) = text.parse::<CaptureProtocol>() {
+                assert_eq!(protocol.name().parse(), Ok(protocol));
+            }
             let _ = serde_json::from_slice::<NetworkConfig>(bytes);
             let _ = Timestamp::since_epoch(Duration::from_secs(bytes.len() as u64)).to_string();
         }

@@ -2,7 +2,8 @@
 //! that answers anything. Real sockets on loopback: what is fuzzed is what stands behind them.
 //!
 //! Input: a byte (bit 0: the guest asks over TCP; bit 1: the server's answer has the right id; bit 2: the question in
-//! front of the answer, too; bit 3: the server is another network's process; bit 4: servers of a domain), the question
+//! front of the answer, too; bit 3: the server is another network's process; bit 4: servers of a domain;
+//! bit 5: the same is asked by another network's process), the question
 //! (length (2), bytes), then answers (length (2), bytes), the first for UDP, the others for TCP.
 //!
 //! What must hold: an answer is one to the question and fits; nobody waits longer than the limits say.
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use tapway::host::peers::Peer;
+use tapway::host::peers::{self, Peer};
 use tapway::host::resolver::{Limits, Resolver, Transport, serve_tcp};
 use tapway::network::config::DnsZone;
 use tapway::network::zone::{self, Record, Zone};
@@ -159,6 +160,20 @@ fuzz_target!(|input: &[u8]| {
     let tcp = choice & 1 == 1;
     let answer = runtime.block_on(async {
         let resolver = resolver(choice, *server);
+        if choice & 32 != 0 {
+            // Asked by another network's process: answered, or told that it is not known.
+            let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().expect("a pair");
+            theirs.set_nonblocking(true).expect("it does not block");
+            let theirs = tokio::net::UnixDatagram::from_std(theirs).expect("it is watched");
+            let answering = tokio::spawn(peers::answer(OwnedFd::from(ours), Arc::clone(&resolver)));
+            if question.len() > 2 && theirs.send(question).await.is_ok() {
+                let mut said = vec![0; 70_000];
+                let length = timeout(Duration::from_secs(5), theirs.recv(&mut said)).await;
+                let Ok(Ok(length)) = length else { panic!("no answer: {length:?}") };
+                assert!(length >= 2 && said[..2] == question[..2], "another question's answer");
+            }
+            answering.abort();
+        }
         if choice & 8 != 0 {
             let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().expect("a pair");
             theirs.set_nonblocking(true).expect("it does not block");
