@@ -253,8 +253,15 @@ impl Story {
                     frame[0] = 2;
                 } else {
                     let at = if v6 { 54 } else { 34 };
-                    VnetHdr { needs_csum: true, gso: Gso::Udp, gso_size: size, csum_start: at, csum_offset: 6, ..VnetHdr::default() }
-                        .emit(&mut frame);
+                    VnetHdr {
+                        needs_csum: true,
+                        gso: Gso::Udp,
+                        gso_size: size,
+                        csum_start: at,
+                        csum_offset: 6,
+                        ..VnetHdr::default()
+                    }
+                    .emit(&mut frame);
                 }
                 self.inject(frame);
             }
@@ -470,7 +477,8 @@ impl Story {
 fuzz_target!(|input: &[u8]| {
     let mut input = Input(input);
     let options = input.byte();
-    let offloads = if options & 2 == 0 { sim::all_offloads() } else { Offloads { vnet_hdr: true, ..Offloads::default() } };
+    let offloads =
+        if options & 2 == 0 { sim::all_offloads() } else { Offloads { vnet_hdr: true, ..Offloads::default() } };
     let mtu = if options & 4 == 0 { 65_520 } else { 1500 };
     let slirp = options & 1 == 1;
     let mut config = if slirp { sim::slirp_config(mtu, offloads) } else { sim::config(mtu, offloads) };

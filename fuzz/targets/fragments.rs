@@ -107,7 +107,8 @@ fuzz_target!(|input: &[u8]| {
             }
             kind => {
                 let v6 = kind & 1 == 0;
-                let (step, order, length) = (usize::from(input.byte()).max(1) * 8, input.byte(), usize::from(input.word() % 4000));
+                let (step, order, length) =
+                    (usize::from(input.byte()).max(1) * 8, input.byte(), usize::from(input.word() % 4000));
                 let mut whole = packet(v6, 0, 0, false, &pattern(length, 0));
                 if v6 {
                     // Without the fragment header.
@@ -131,7 +132,8 @@ fuzz_target!(|input: &[u8]| {
                     }
                     let fits = length + 2000 < limits.bytes && limits.datagrams > 0;
                     if fits && count <= 64 && !any {
-                        let mut done = done.unwrap_or_else(|| panic!("{count} fragments of {length} do not make it whole"));
+                        let mut done =
+                            done.unwrap_or_else(|| panic!("{count} fragments of {length} do not make it whole"));
                         if !v6 {
                             // Its number is the fragments'.
                             done[4..6].copy_from_slice(&whole[4..6]);

@@ -37,7 +37,8 @@ fuzz_target!(|input: &[u8]| {
     let mut head = httparse::Response::new(&mut fields);
     let Ok(httparse::Status::Complete(length)) = head.parse(&response) else { panic!("the answer is no HTTP") };
     let said = head.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
-    let said: usize = said.and_then(|field| str::from_utf8(field.value).ok()?.parse().ok()).expect("it says its length");
+    let said: usize =
+        said.and_then(|field| str::from_utf8(field.value).ok()?.parse().ok()).expect("it says its length");
     assert_eq!(said, body.len());
     assert_eq!(response.len() - length, if whole.head_only { 0 } else { said });
 });

@@ -97,7 +97,10 @@ fn read<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(packet: &
     attach::send_text(&theirs, packet, &[]).ok()?;
     let (message, fds) = attach::recv::<T>(&ours).ok()?;
     assert!(fds.is_empty());
-    assert!(attach::send_text(&theirs, packet, &[0; attach::MAX_FDS + 1]).is_err(), "more descriptors than one may send");
+    assert!(
+        attach::send_text(&theirs, packet, &[0; attach::MAX_FDS + 1]).is_err(),
+        "more descriptors than one may send"
+    );
     if attach::send(&theirs, &message, &[]).is_ok() {
         let (again, _) = attach::recv::<T>(&ours).expect("what was written can be read");
         assert_eq!(again, message);

@@ -255,7 +255,8 @@ impl Net {
         let end = self.now + span;
         for turn in 0.. {
             assert!(turn < 20_000, "timers without end");
-            let due = self.members.iter().flatten().flat_map(|one| [one.stack.next_timeout(), one.faults.next_timeout()]);
+            let due =
+                self.members.iter().flatten().flat_map(|one| [one.stack.next_timeout(), one.faults.next_timeout()]);
             let due = due.chain([self.switch.next_timeout()]).flatten().min();
             let Some(due) = due.filter(|&at| at <= end) else { break };
             self.now = self.now.max(due);
@@ -275,8 +276,9 @@ impl Net {
             while one.stack.poll_udp_closed().is_some() || one.stack.poll_ping_closed().is_some() {}
             one.own.frames.clear();
             while one.faults.poll_due(now, Direction::ToGuest).is_some() {}
-            while let Some(mut frame) =
-                self.members[usize::from(member)].as_mut().and_then(|one| one.faults.poll_due(now, Direction::FromGuest))
+            while let Some(mut frame) = self.members[usize::from(member)]
+                .as_mut()
+                .and_then(|one| one.faults.poll_due(now, Direction::FromGuest))
             {
                 self.to_switch(member, &mut frame);
             }

@@ -138,7 +138,8 @@ fn segment(bytes: &[u8], value: u16) {
     assert_eq!(segment.bytes()[segment.header_len()..], before[segment.header_len()..], "the payload was touched");
 
     let mut out = [0; 64];
-    let length = tcp_segment::emit_syn(&mut out, (value, seq as u16), seq, window, value, Some(value as u8), value & 1 == 1);
+    let length =
+        tcp_segment::emit_syn(&mut out, (value, seq as u16), seq, window, value, Some(value as u8), value & 1 == 1);
     assert!(Segment::new(&mut out[..length]).is_some_and(|mut own| own.mss(None) == Some(value)));
     let length = tcp_segment::emit_bare(&mut out, (value, seq as u16), seq, ack, value as u8, window);
     assert!(Segment::new(&mut out[..length]).is_some_and(|own| own.payload_len() == 0));

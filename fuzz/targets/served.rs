@@ -17,10 +17,10 @@ use smoltcp::wire::{DhcpPacket, DhcpRepr};
 use tapway::network::config::Mac;
 use tapway::stack::dhcp::DhcpServer;
 use tapway::stack::dhcp::pool::Pool;
+use tapway::stack::dhcp6;
 use tapway::stack::guests::{Due, GuestLimits, Guests};
 use tapway::stack::neighbour::{self, Neighbour};
 use tapway::stack::ra::RouterAdvertiser;
-use tapway::stack::dhcp6;
 use tapway::wire::{csum, ndisc};
 use tapway_fuzz::Input;
 
@@ -97,7 +97,11 @@ fuzz_target!(|input: &[u8]| {
                     if let Ok(answer) = DhcpRepr::parse(&packet) {
                         assert!(
                             answer.your_ip.is_unspecified()
-                                || if choice & 1 == 1 { (first..=last).contains(&answer.your_ip) } else { answer.your_ip == guest },
+                                || if choice & 1 == 1 {
+                                    (first..=last).contains(&answer.your_ip)
+                                } else {
+                                    answer.your_ip == guest
+                                },
                             "an address that is not ours to give: {answer:?}"
                         );
                     }
@@ -140,7 +144,8 @@ fuzz_target!(|input: &[u8]| {
                 while !input.is_empty() {
                     let (act, who) = (input.byte(), input.byte() & 7);
                     let mac = [2, 0, 0, 0, 0, who];
-                    let address = Ipv4Addr::from_bits(first.to_bits().wrapping_add(input.byte().into()).wrapping_sub(2));
+                    let address =
+                        Ipv4Addr::from_bits(first.to_bits().wrapping_add(input.byte().into()).wrapping_sub(2));
                     match act % 6 {
                         0 | 1 => {
                             if let Some(offered) = pool.offer(now, mac, (act & 8 != 0).then_some(address)) {
@@ -185,7 +190,13 @@ fuzz_target!(|input: &[u8]| {
                     if let Some((address, mac)) = sender {
                         let waited = guests.learn(address, mac);
                         let frames = guests.release(address);
-                        assert!(waited || frames.is_empty() || guests.mac_of(address).is_some() || mac.0[0] & 1 == 1 || mac.0 == [0; 6]);
+                        assert!(
+                            waited
+                                || frames.is_empty()
+                                || guests.mac_of(address).is_some()
+                                || mac.0[0] & 1 == 1
+                                || mac.0 == [0; 6]
+                        );
                         held -= frames.len();
                     }
                 }

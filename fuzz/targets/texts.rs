@@ -18,10 +18,10 @@ use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tapway::network::capture::{CaptureFilter, CaptureProtocol};
 use tapway::network::config::{EndpointConfig, NetworkConfig};
 use tapway::network::definition::{self, Network};
 use tapway::network::fault::{Rate, Share, Span};
-use tapway::network::capture::{CaptureFilter, CaptureProtocol};
 use tapway::network::ipam::IpamConfig;
 use tapway::network::lease::Lease;
 use tapway::network::timestamp::Timestamp;
@@ -191,7 +191,10 @@ fn plans(text: &str) {
             let networks: Vec<_> = text.lines().filter_map(|line| line.parse().ok()).collect();
             for size in [None, Some(24), Some(net.prefix_len())] {
                 if let Ok(found) = pools::allocate(size, &networks, &[net]) {
-                    assert!(networks.iter().chain([&net]).all(|other| !pools::overlap(&found, other)), "{found} is taken");
+                    assert!(
+                        networks.iter().chain([&net]).all(|other| !pools::overlap(&found, other)),
+                        "{found} is taken"
+                    );
                 }
             }
         }

@@ -107,7 +107,6 @@ fn world() -> &'static (Runtime, SocketAddr) {
     })
 }
 
-
 fn resolver(choice: u8, server: SocketAddr) -> Arc<Resolver> {
     let limits = Limits {
         server_timeout: Duration::from_millis(4),
