@@ -43,9 +43,26 @@ fn typed<T: DeserializeOwned + Serialize>(verb: &str, arguments: &Map<String, Va
 
 fn request(Envelope { execute: verb, arguments, .. }: Envelope, desired: &mut Desired) {
     for guest_v6 in [false, true] {
-        if let Some(Err(fault)) = hostfwd::parse(&verb, &arguments, guest_v6) {
-            let reply: Value = serde_json::from_slice(&hostfwd::refused(&fault)).expect("a refusal is JSON");
-            assert!(reply["error"]["desc"].is_string());
+        match hostfwd::parse(&verb, &arguments, guest_v6) {
+            Some(Err(fault)) => {
+                let reply: Value = serde_json::from_slice(&hostfwd::refused(&fault)).expect("a refusal is JSON");
+                assert!(reply["error"]["desc"].is_string());
+            }
+            Some(Ok(hostfwd::Request::Add(add))) => {
+                let hostfwd::Add { proto, host_addr, host_port, guest_addr, guest_port } = add;
+                let entry = hostfwd::Entry { id: 1, proto, host_addr, host_port, guest_addr, guest_port };
+                let reply: Value = serde_json::from_slice(&hostfwd::listed(&[entry, entry])).expect("a list is JSON");
+                assert_eq!(reply["entries"].as_array().map(Vec::len), Some(2));
+            }
+            Some(Ok(hostfwd::Request::Remove(id))) => {
+                let reply: Value = serde_json::from_slice(&hostfwd::added(id)).expect("a reply is JSON");
+                assert_eq!(reply["return"]["id"], id);
+            }
+            Some(Ok(hostfwd::Request::List)) => {
+                let reply: Value = serde_json::from_slice(&hostfwd::removed()).expect("a reply is JSON");
+                assert!(reply["return"].is_object());
+            }
+            None => {}
         }
     }
     match verb.as_str() {

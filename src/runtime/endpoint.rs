@@ -22,6 +22,7 @@ use super::capture::Taken;
 use super::command::{Command, FaultsSet, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
+use super::scene;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
 use crate::host::echo;
 use crate::host::gather::Run;
@@ -29,7 +30,7 @@ use crate::host::stream::{self, Connect, Moved};
 use crate::network::config::{EndpointConfig, Membership, Proto};
 use crate::network::fault::Rules;
 use crate::stack::arena::Id;
-use crate::stack::census::{Lane, Numbers};
+use crate::stack::census::{Kind, Lane, Numbers};
 use crate::stack::fault::Released;
 use crate::stack::flow::GuestPort;
 use crate::stack::policy::NetworkRules;
@@ -179,6 +180,13 @@ impl Endpoint {
 
     /// Something that epoll told of.
     pub fn handle_event(&mut self, what: What, flags: EpollFlags, now: Instant, buf: &mut [u8]) {
+        match what {
+            What::Tcp(flow) => scene::flow(Kind::Tcp, flow),
+            What::Udp(id) => scene::flow(Kind::Udp, id),
+            What::Ping(id) => scene::flow(Kind::Echo, id),
+            What::Listener(number) => scene::listener(number),
+            What::Tap => {}
+        }
         match what {
             What::Tcp(flow) => self.tcp_ready(flow, flags, now),
             What::Udp(id) => self.udp_ready(id, flags, now, buf),
@@ -380,6 +388,7 @@ impl Endpoint {
 
     /// Moves the bytes of one flow both ways, then lets the stack send.
     fn serve(&mut self, flow: Id, now: Instant) {
+        scene::flow(Kind::Tcp, flow);
         let Self { stack, sockets, .. } = self;
         let share = sockets.share;
         let Some(socket) = sockets.tcp.get_mut(flow) else {

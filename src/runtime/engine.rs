@@ -40,7 +40,7 @@ use super::lanes::{HandOver, Inbox, Lanes, Parcel, Place};
 use super::observe::Identity;
 use super::sockets::{MAX_SLOTS, Sockets, Token, What};
 use super::vigil::{self, Vigil};
-use super::{Attached, RuntimeError, system};
+use super::{Attached, RuntimeError, scene, system};
 use crate::api::attach::{self, FromNetwork};
 use crate::host::address;
 use crate::link::pcap::Direction;
@@ -355,6 +355,7 @@ impl Engine {
                     Some(Token::Endpoint(slot, What::Tap)) => taps.push(slot),
                     Some(Token::Endpoint(slot, what)) => {
                         if let Some(endpoint) = self.table.touch(slot) {
+                            scene::endpoint(slot);
                             endpoint.sockets.share = share;
                             endpoint.handle_event(what, event.events(), now, &mut self.datagram);
                         }
@@ -375,11 +376,13 @@ impl Engine {
                 // Not due again before it has settled.
                 self.due.set(slot, None);
                 let Some(endpoint) = self.table.touch(slot as u32) else { continue };
+                scene::endpoint(slot as u32);
                 endpoint.handle_timeout(now, &mut self.datagram);
                 if endpoint.sockets.faults.is_some() {
                     self.release(slot as u32, now);
                 }
             }
+            scene::other();
             if let Some(switch) = &mut self.switch
                 && switch.next_timeout().is_some_and(|at| at <= now)
             {
@@ -519,6 +522,7 @@ impl Engine {
             };
             bytes += len;
             let frame = &mut self.frame[..len];
+            scene::frame(endpoint.id.index, frame);
             endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
             if !endpoint.sockets.captures.is_empty() {
                 endpoint.sockets.captures.take(Direction::FromGuest, frame);
@@ -553,6 +557,7 @@ impl Engine {
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
+            scene::endpoint(slot);
             endpoint.settle(now);
             self.moved += endpoint.moved();
             if let Some(at) = endpoint.next_look() {

@@ -31,6 +31,7 @@ pub mod network;
 pub mod observe;
 pub mod output;
 pub mod own_names;
+pub mod scene;
 pub mod sockets;
 pub mod told;
 pub mod vigil;
@@ -120,6 +121,7 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     let text = crate::sys::memory::Text::find();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
+    scene::watch();
     tracing::debug!(?report, "confined");
     let confinement = report.outcomes().map(|(stage, outcome)| (stage.to_owned(), outcome.to_string())).into();
     let attached = receive(conn)?;
@@ -143,6 +145,7 @@ pub fn standalone(
     confinement: BTreeMap<String, String>,
     ready: impl FnOnce(),
 ) -> Result<End, RuntimeError> {
+    scene::watch();
     let (engine, mut control) = engine::build(attached, Supervisor::Caller { host_dns })?;
     control.set_confinement(confinement);
     // The caller ends the process, with what it has to tidy up and its exit code.

@@ -51,7 +51,7 @@ use super::lanes::{Laned, Lanes, Place};
 use super::observe::{Identity, Observer};
 use super::sockets::MAX_SLOTS;
 use super::told::Told;
-use super::{Attached, RuntimeError, events, metrics_http, set_nonblocking, start_control_with, system};
+use super::{Attached, RuntimeError, events, metrics_http, scene, set_nonblocking, start_control_with, system};
 use crate::api::attach::{self, AttachError, FromNetwork, MAX_FDS, ToNetwork};
 use crate::api::error::{self, ApiError, Code};
 use crate::api::server::{self, Answer, Connection, Handler};
@@ -100,6 +100,7 @@ fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -
     let user = nix::unistd::geteuid();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options { keep_user: true, ..confine::Options::default() })?;
+    scene::watch();
     tracing::debug!(?report, "confined");
     let confinement = report.outcomes().map(|(stage, outcome)| (stage.to_owned(), outcome.to_string())).into();
     config.max_members = config.max_members.clamp(1, MAX_SLOTS);

@@ -106,12 +106,16 @@ impl Sockets {
                 (port.fd.as_fd(), None, Some(local))
             }
         };
-        if segment.is_some() && !self.gso {
-            let size = segment.map_or(payload.len(), usize::from);
-            for datagram in payload.chunks(size) {
-                self.send_udp(via, target, datagram, None, ttl, dont_fragment);
+        let segment = segment.filter(|&size| payload.len() > usize::from(size));
+        if let Some(size) = segment.map(usize::from) {
+            // A guest's kernel may take more in one send than ours.
+            let most = if self.gso { size * MAX_SEGMENTS } else { size };
+            if payload.len() > most {
+                for part in payload.chunks(most) {
+                    self.send_udp(via, target, part, segment, ttl, dont_fragment);
+                }
+                return;
             }
-            return;
         }
         let how = Send { segment, ttl: Some(ttl), source };
         // A pending error of another destination fails the first try: it is in the queue, so empty that and try again.

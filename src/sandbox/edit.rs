@@ -67,7 +67,7 @@ fn read_all(file: &std::fs::File, buf: &mut [u8]) -> io::Result<usize> {
 }
 
 /// `text` with the lines `wanted` in place of those that are `ours`: where the first of these is, or at the end.
-fn replaced(text: &[u8], ours: &[String], wanted: &[String]) -> Vec<u8> {
+pub fn replaced(text: &[u8], ours: &[String], wanted: &[String]) -> Vec<u8> {
     let mut new = Vec::with_capacity(text.len());
     // Each of our lines is there once: a second one is somebody else's.
     let mut left: Vec<&str> = ours.iter().map(String::as_str).collect();

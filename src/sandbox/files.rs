@@ -283,7 +283,7 @@ pub fn mount_sys() -> nix::Result<()> {
 }
 
 /// The outermost mount points below /sys, from the text of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-fn mounts_below_sys(mountinfo: &str) -> Vec<PathBuf> {
+pub fn mounts_below_sys(mountinfo: &str) -> Vec<PathBuf> {
     let mut points: Vec<PathBuf> = mountinfo
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

@@ -27,7 +27,7 @@ pub fn read() -> Vec<Ipv4Net> {
 }
 
 /// Destinations of the routes in `text` that lead straight to a link; a default route is none.
-fn on_link(text: &str) -> Vec<Ipv4Net> {
+pub fn on_link(text: &str) -> Vec<Ipv4Net> {
     let route = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         // Iface Destination Gateway Flags RefCnt Use Metric Mask …, addresses as the machine's memory has them.

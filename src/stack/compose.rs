@@ -42,7 +42,8 @@ pub struct Composer {
     frame: Box<[u8]>,
     /// Offloads of the TAP.
     pub offloads: Offloads,
-    mtu: usize,
+    /// The guest's MTU.
+    pub mtu: usize,
     guest_mac: Mac,
     /// Ours, by family.
     gateway_macs: [Mac; 2],

@@ -42,6 +42,10 @@ struct Packet {
     segment: Option<u16>,
 }
 
+/// Most datagrams in one super-frame of a guest: Linux makes no more (UDP_MAX_SEGMENTS, include/linux/udp.h; 64 before 6.9). The
+/// header says what it likes; of datagrams of a byte, one frame would be 65 000 sends.
+const MAX_DATAGRAMS: u64 = 128;
+
 impl Stack {
     /// Whether a frame of the guest's is for a stack that is not the endpoint's first: a whole TCP segment for somebody beyond the
     /// gateway that begins a flow, or is of one that began here. What is wrong with the rest is for the first to find.
@@ -459,7 +463,11 @@ impl Stack {
             return Err(DropReason::HopLimit);
         }
         let target = target.map(|addr| SocketAddr::new(addr, peer.port()));
-        let size = Traffic::from_guest(datagrams(payload.len(), packet.segment), payload.len());
+        let count = datagrams(payload.len(), packet.segment);
+        if count > MAX_DATAGRAMS {
+            return Err(DropReason::Malformed);
+        }
+        let size = Traffic::from_guest(count, payload.len());
         if let Some((via, target)) = self.udp.route_from_guest(now, (guest, peer), target, alias, &size) {
             out.udp_to_host(&UdpToHost {
                 via,

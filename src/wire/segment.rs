@@ -17,6 +17,11 @@ const CWR: u8 = 0x80;
 /// Bytes of a UDP header.
 const UDP_HDR_LEN: usize = 8;
 
+/// Most packets that one super-frame is cut into. Linux's own have 128 datagrams at most (UDP_MAX_SEGMENTS, include/linux/udp.h) or
+/// TCP segments of at least 48 bytes less options (TCP_MIN_SND_MSS, include/net/tcp.h): 1820 with timestamps. Of pieces of a
+/// byte, one frame of a member would become 65 000 for another.
+pub const MAX_PIECES: usize = 2048;
+
 /// The headers are not those that the vnet header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the vnet header does not fit the frame")]
@@ -97,6 +102,9 @@ pub fn cut(
     let ident = if v6 { 0 } else { word(IP_OFFSET + 4) };
     let payload = &frame[headers..];
     let count = payload.len().div_ceil(size).max(1);
+    if count > MAX_PIECES {
+        return Err(Mismatch);
+    }
     for number in 0..count {
         let from = number * size;
         let chunk = &payload[from..payload.len().min(from + size)];
@@ -235,7 +243,7 @@ mod tests {
     proptest! {
         /// Pieces carry the payload in order, each with good sums, and none above the size.
         #[test]
-        fn pieces_are_the_payload(v6: bool, udp: bool, size in 1_u16..3000, len in 1_usize..20_000, partial: bool) {
+        fn pieces_are_the_payload(v6: bool, udp: bool, size in 10_u16..3000, len in 1_usize..20_000, partial: bool) {
             let payload: Vec<u8> = (0..len).map(|at| (at * 7) as u8).collect();
             let (whole, hdr) = frame(v6, udp, &payload, size, FIN | PSH | CWR | 0x10);
             let mut buf = vec![0; 4096];
@@ -304,6 +312,17 @@ mod tests {
             hdr.csum_offset = 100;
             let mut buf = vec![0; 66_000];
             assert_eq!(cut(&frame, &hdr, false, &mut buf, |_| ()), Err(Mismatch), "udp: {udp}");
+        }
+    }
+
+    /// One frame of a member is not a flood for another.
+    #[test]
+    fn a_frame_of_very_many_pieces_is_refused() {
+        for (len, cuts) in [(MAX_PIECES * 3, true), (MAX_PIECES * 3 + 1, false), (60_000, false)] {
+            let (frame, hdr) = frame(true, false, &vec![7; len], 3, 0);
+            let (mut buf, mut pieces) = (vec![0; 66_000], 0);
+            let result = cut(&frame, &hdr, false, &mut buf, |_| pieces += 1);
+            assert_eq!((result.is_ok(), pieces), (cuts, if cuts { MAX_PIECES } else { 0 }), "{len} bytes");
         }
     }
 }

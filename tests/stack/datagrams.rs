@@ -144,6 +144,28 @@ fn dont_fragment_is_passed_on() {
     }
 }
 
+/// Found beside fuzzing: the header of one frame asked for 60 000 sends, and the kernel's refusal ended segmentation for good.
+#[test]
+fn a_super_frame_of_very_many_datagrams_is_refused() {
+    for (size, len, passes) in [(1, 128, true), (1, 129, false), (1, 60_000, false), (1000, 60_000, true)] {
+        let mut world = World::with(config(1500, all_offloads()), Limits::default());
+        let mut frame = datagram(at(Family::V4.guest(), 5000), at(Family::V4.far(), 443), &pattern(len, 3)).frame();
+        let header = VnetHdr {
+            needs_csum: true,
+            gso: Gso::Udp,
+            gso_size: size,
+            hdr_len: 42,
+            csum_start: 34,
+            csum_offset: 6,
+            data_valid: false,
+        };
+        header.emit(&mut frame);
+        world.inject(frame);
+        assert_eq!(world.out.udp.len(), usize::from(passes), "{len} bytes in datagrams of {size}");
+        assert_eq!(world.drops(DropReason::Malformed), u64::from(!passes));
+    }
+}
+
 #[test]
 fn a_super_frame_of_datagrams_goes_out_as_one() {
     for family in BOTH {

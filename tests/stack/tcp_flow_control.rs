@@ -405,6 +405,31 @@ fn super_frames_are_cut_to_the_guests_segment_size() {
     }
 }
 
+/// Found by fuzzing: pieces had the size that the guest said, above the MTU, too.
+#[test]
+fn a_segment_size_above_the_mtu_is_not_believed() {
+    for family in BOTH {
+        for mss in [1461, 9000, 65_535_u16] {
+            let mut world = World::with(config(1500, all_offloads()), Limits::default());
+            let mut conn = Conn::out(&mut world, family);
+            let mut syn = conn.syn();
+            syn.options[2..4].copy_from_slice(&mss.to_be_bytes());
+            world.send(&syn);
+            let flow = world.accept();
+            let answer = world.segment();
+            (conn.seq, conn.ack) = (conn.seq.wrapping_add(1), answer.end());
+            conn.acknowledge(&mut world);
+            let data = pattern(20_000, 11);
+            world.host_sends(flow, &data);
+            // Each frame is checked as it is taken apart.
+            let segments = world.segments();
+            let most = 1500 - family.header() - 20;
+            assert!(segments.iter().all(|s| s.payload.len() <= most || s.gso_size == Some(most as u16)));
+            assert_eq!(segments.iter().map(|s| s.payload.len()).sum::<usize>(), data.len());
+        }
+    }
+}
+
 #[test]
 fn without_offloads_every_packet_fits_the_mtu_and_is_summed() {
     for family in BOTH {

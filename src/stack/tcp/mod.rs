@@ -358,7 +358,7 @@ impl Tcp {
         flow.wire.share = self.rings.share();
         let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
         let was_shut = flow.wire.window_of_guest == 0;
-        if flow.wire.from_guest(&mut segment, v6, tso) {
+        if flow.wire.from_guest(&mut segment, v6, tso, composer.mtu) {
             self.work.push_back(TcpWork::Keepalive { flow: id });
         }
         flow.reopened |=

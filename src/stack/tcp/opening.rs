@@ -62,7 +62,7 @@ impl Tcp {
         let mut socket = self.rings.take(false);
         let mut wire = Wire { own_shift: socket.shift(), ..Wire::default() };
         let tso = if v6 { composer.offloads.tso6 } else { composer.offloads.tso4 };
-        wire.from_guest(&mut segment, v6, tso);
+        wire.from_guest(&mut segment, v6, tso, composer.mtu);
         let tcp = socket.get_mut();
         tcp.pause_synack(true);
         let listen = IpListenEndpoint { addr: Some(IpAddress::from(key.peer)), port: key.peer_port };

@@ -79,13 +79,15 @@ pub const fn super_mss(v6: bool) -> u16 {
 }
 
 impl Wire {
-    /// Adjusts a segment from the guest for smoltcp. Returns true if it is a keepalive probe.
-    pub fn from_guest(&mut self, segment: &mut Segment<'_>, v6: bool, tso: bool) -> bool {
+    /// Adjusts a segment from the guest for smoltcp. `mtu`: the guest's. Returns true if it is a keepalive probe.
+    pub fn from_guest(&mut self, segment: &mut Segment<'_>, v6: bool, tso: bool, mtu: usize) -> bool {
         if segment.has(SYN) {
             let mss = segment.mss(tso.then(|| super_mss(v6)));
             self.mss_told = mss.map_or(default_mss(v6), |mss| if tso { super_mss(v6) } else { mss });
-            // Below Linux's own floor (TCP_MIN_SND_MSS, 48) segments would hold next to nothing.
-            self.mss = mss.filter(|&mss| mss != 0).unwrap_or(default_mss(v6)).max(48);
+            // What the link carries in one packet, whatever the guest says that it takes. Below Linux's own floor
+            // (TCP_MIN_SND_MSS, 48) segments would hold next to nothing.
+            let most = mtu.saturating_sub(if v6 { 60 } else { 40 }).min(super_mss(v6).into()) as u16;
+            self.mss = mss.filter(|&mss| mss != 0).unwrap_or(default_mss(v6)).min(most).max(48);
             self.scale_of_guest = segment.window_scale(None);
             self.sack = segment.sack_permitted();
             self.end_of_guest = segment.seq().wrapping_add(segment.sequence_len());
