@@ -32,6 +32,7 @@ use super::command::{AttachError, Command, DataPlane, FIRST, MemberTraffic, Orde
 use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
 use super::endpoint::{Endpoint, Parts};
 use super::events;
+use super::fair::{AllLimits, Held, Totals, Turnstile};
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::observe::Identity;
 use super::sockets::{MAX_SLOTS, Sockets, Token, What};
@@ -67,6 +68,8 @@ const BYTE_BUDGET: usize = 512 * 1024;
 const HOST_TURN: usize = 4 * 1024 * 1024;
 /// Least share: the payload of a super-frame of either family, so that it makes one frame and not a second of some bytes.
 const LEAST_SHARE: usize = 65_475;
+/// Flows that one member gives at a time where all have too many: one look at all members for each would be dear.
+const SHED: usize = 16;
 /// How often the host's own addresses are asked for, while there is traffic.
 const ADDRESS_AGE: Duration = Duration::from_secs(1);
 /// Longest wait, so that a clock jump or a forgotten timer heals.
@@ -159,6 +162,10 @@ pub struct Engine {
     /// Bytes that this turn moved.
     moved: u64,
     vigil: Vigil,
+    /// Whose turn it is, on a shared network; whether it matters now; and what all have.
+    turnstile: Turnstile,
+    contested: bool,
+    totals: Totals,
     /// Some endpoint has faults: deadlines are shorter than a millisecond.
     precise: bool,
     /// They can be: the kernel has epoll_pwait2.
@@ -189,8 +196,8 @@ pub struct Ends {
 }
 
 impl Engine {
-    /// Without endpoints. `switch`: for a shared network.
-    pub fn new(switch: Option<Switch>) -> Result<(Self, Ends), RuntimeError> {
+    /// Without endpoints. `switch`: for a shared network, whose members `all` bounds together.
+    pub fn new(switch: Option<Switch>, all: AllLimits) -> Result<(Self, Ends), RuntimeError> {
         let (ask, queries) = mpsc::channel(control::QUEUE);
         let (answers, answers_out) = mpsc::channel(control::QUEUE);
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
@@ -218,6 +225,9 @@ impl Engine {
             turn: 0,
             moved: 0,
             vigil: Vigil::default(),
+            turnstile: Turnstile::default(),
+            contested: false,
+            totals: Totals::new(all),
             precise: false,
             fine: true,
             look_until: Instant::ZERO,
@@ -242,7 +252,7 @@ impl Engine {
 /// Sets both planes up for one endpoint; nothing of the guest is read yet.
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
     let Attached { endpoint: config, tap, pcap, listeners, dns, metrics, api, exit, membership: _, faults } = attached;
-    let (mut engine, ends) = Engine::new(None)?;
+    let (mut engine, ends) = Engine::new(None, AllLimits::default())?;
     let Ends { queries, ask, answers, wake, orders, epoll, since } = ends;
     if let Some(exit) = exit {
         engine.watch_exit(exit)?;
@@ -326,6 +336,7 @@ impl Engine {
                     None => {}
                 }
             }
+            self.take_turns(&mut taps);
             for slot in taps.drain(..) {
                 self.read_tap(slot, share, now)?;
             }
@@ -415,13 +426,43 @@ impl Engine {
         }
     }
 
+    /// Leaves those out that had more of the time than others who want some (`fair`).
+    fn take_turns(&mut self, taps: &mut Vec<u32>) {
+        self.contested = self.switch.is_some() && self.turnstile.contested(self.turn, taps.len());
+        if !self.contested {
+            return;
+        }
+        let Self { turnstile, table, turn, .. } = self;
+        let mut least = u64::MAX;
+        for &slot in taps.iter() {
+            if let Some(endpoint) = table.at(slot) {
+                turnstile.arrive(*turn, &mut endpoint.share, &mut least);
+            }
+        }
+        taps.retain(|&slot| {
+            let Some(endpoint) = table.at(slot) else { return false };
+            let admitted = turnstile.admits(&endpoint.share, least);
+            if !admitted {
+                // It has more than one frame.
+                endpoint.tap_turn = *turn;
+            }
+            admitted
+        });
+    }
+
     fn read_tap(&mut self, slot: u32, share: usize, now: Instant) -> Result<(), RuntimeError> {
         // Out of the table while the switch hands its frames to the others.
         if self.table.touch(slot).is_none() {
             return Ok(());
         }
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
+        let begun = self.contested.then(Clock::now);
+        let junk = endpoint.stack.drops().junk();
         let result = self.read_frames(&mut endpoint, share, now);
+        endpoint.handle_junk(now, endpoint.stack.drops().junk() - junk);
+        if let Some(begun) = begun {
+            endpoint.charge(nanos(begun));
+        }
         if endpoint.sockets.faults.is_some() {
             self.release_from_guest(&mut endpoint, now);
         }
@@ -455,7 +496,8 @@ impl Engine {
         let frames = if before == self.turn.wrapping_sub(1) {
             let given = endpoint.sockets.crossed.to_guest_packets;
             let owed = given.wrapping_sub(std::mem::replace(&mut endpoint.sockets.given, given));
-            FRAME_BUDGET + owed.min(OWED) as usize
+            let all = FRAME_BUDGET + owed.min(OWED) as usize;
+            if self.contested { endpoint.share.frames(all) } else { all }
         } else {
             1
         };
@@ -509,13 +551,41 @@ impl Engine {
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
+            let begun = self.contested.then(Clock::now);
             endpoint.settle(now);
+            if let Some(begun) = begun {
+                endpoint.charge(nanos(begun));
+            }
+            if self.switch.is_some() {
+                let holds = endpoint.holds();
+                self.totals.update(&mut endpoint.held, holds);
+            }
             self.moved += endpoint.moved();
             if let Some(at) = endpoint.next_look() {
                 self.look_until = self.look_until.max(at);
             }
             let due = endpoint.next_due();
             self.due.set(slot as usize, due);
+        }
+        if self.switch.is_some() && self.totals.over().is_some() {
+            self.shed(now);
+        }
+    }
+
+    /// All have too much of something together: whoever has most gives.
+    fn shed(&mut self, now: Instant) {
+        while let Some(kind) = self.totals.over() {
+            let Some(endpoint) = self.table.all().max_by_key(|endpoint| endpoint.held.of(kind)) else { return };
+            let gave = (0..SHED).take_while(|_| endpoint.shed(kind, now)).count();
+            endpoint.sockets.now = now;
+            endpoint.settle(now);
+            let holds = endpoint.holds();
+            self.totals.update(&mut endpoint.held, holds);
+            let (slot, due) = (endpoint.id.index, endpoint.next_due());
+            self.due.set(slot as usize, due);
+            if gave == 0 {
+                return;
+            }
         }
     }
 
@@ -617,11 +687,17 @@ impl Engine {
             switch.detach(id.index as u16);
         }
         let mut endpoint = self.table.slots[id.index as usize].take()?;
+        self.totals.update(&mut endpoint.held, Held::default());
         self.due.set(id.index as usize, None);
         endpoint.bury();
         self.note_faults();
         Some(endpoint)
     }
+}
+
+/// Since then.
+fn nanos(begun: Clock) -> u64 {
+    u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A frame of a guest's goes to the switch, or to its stack.

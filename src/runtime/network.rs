@@ -45,6 +45,7 @@ use super::command::{AttachError as Refusal, DataPlane, MemberTraffic, Order};
 use super::control::answer_query;
 use super::endpoint::{Endpoint, Parts};
 use super::engine::{Ends, Engine, first_captures, seed};
+use super::fair::AllLimits;
 use super::faults::Faults;
 use super::observe::{Identity, Observer};
 use super::sockets::MAX_SLOTS;
@@ -106,7 +107,7 @@ fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -
         set_nonblocking(reads)?;
     }
     let limits = SwitchLimits { members: config.max_members, ..SwitchLimits::default() };
-    let (engine, ends) = Engine::new(Some(Switch::new(config.icc, limits, seed()?)))?;
+    let (engine, ends) = Engine::new(Some(Switch::new(config.icc, limits, seed()?)), AllLimits::default().fitting())?;
     start_control_with(
         move |runtime| {
             let local = LocalSet::new();

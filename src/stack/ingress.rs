@@ -25,6 +25,10 @@ use crate::wire::{chain, csum};
 /// Where the DHCP server listens.
 const DHCP_SERVER_PORT: u16 = 67;
 
+/// Datagrams of one super-frame: UDP_MAX_SEGMENTS, include/linux/udp.h. One of thousands is no kernel's, and would be as many
+/// sends.
+const MAX_DATAGRAMS: u64 = 128;
+
 /// An IP packet, taken apart.
 struct Packet {
     src: IpAddr,
@@ -272,6 +276,7 @@ impl Stack {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let mut whole = std::mem::take(&mut self.whole);
+        let gave_way = self.reassembler.stats().evicted;
         let outcome = match self.reassembler.handle(now, &frame[IP_OFFSET..IP_OFFSET + total]) {
             Outcome::Complete(packet) => {
                 // Given a frame's head again, so that one path serves both.
@@ -285,6 +290,9 @@ impl Stack {
             Outcome::NotAFragment => Err(DropReason::Malformed),
             Outcome::Drop(reason) => Err(reason),
         };
+        for _ in gave_way..self.reassembler.stats().evicted {
+            self.composer.drops.count(DropReason::Fragment);
+        }
         let result = match outcome {
             Ok(true) => {
                 let hdr = VnetHdr::default();
@@ -423,7 +431,11 @@ impl Stack {
             return Err(DropReason::HopLimit);
         }
         let target = target.map(|addr| SocketAddr::new(addr, peer.port()));
-        let size = Traffic::from_guest(datagrams(payload.len(), packet.segment), payload.len());
+        let count = datagrams(payload.len(), packet.segment);
+        if count > MAX_DATAGRAMS {
+            return Err(DropReason::Malformed);
+        }
+        let size = Traffic::from_guest(count, payload.len());
         if let Some((via, target)) = self.udp.route_from_guest(now, (guest, peer), target, alias, &size) {
             out.udp_to_host(&UdpToHost {
                 via,
@@ -473,6 +485,9 @@ impl Stack {
         let seq = u16::from_be_bytes([icmp[6], icmp[7]]);
         let payload = &icmp[8..];
         if self.policy.answers_echo(packet.dst) {
+            if !self.composer.may_answer() {
+                return Ok(());
+            }
             let reply = EchoReply { src: packet.dst, dst: packet.src, ident, seq, ttl: DEFAULT_TTL, payload };
             self.composer.send_echo_reply(&reply, out);
             return Ok(());

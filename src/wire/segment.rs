@@ -17,6 +17,12 @@ const CWR: u8 = 0x80;
 /// Bytes of a UDP header.
 const UDP_HDR_LEN: usize = 8;
 
+/// Least payload of each packet of a TCP super-frame: TCP_MIN_SND_MSS (48, include/net/tcp.h) less the options that Linux counts in it
+/// (40). No kernel cuts finer, and a frame of 64 KiB in single bytes would be as many packets.
+const LEAST_SEGMENT: u16 = 8;
+/// Packets of a UDP super-frame: UDP_MAX_SEGMENTS (include/linux/udp.h).
+const MAX_DATAGRAMS: usize = 128;
+
 /// The headers are not those that the vnet header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the vnet header does not fit the frame")]
@@ -63,7 +69,14 @@ fn transport_header(frame: &[u8], at: usize, hdr: &VnetHdr) -> Result<usize, Mis
         Gso::None | Gso::Unknown(_) => return Err(Mismatch),
     };
     let least = if hdr.gso == Gso::Udp { UDP_HDR_LEN } else { TCP_HDR_LEN };
-    if len < least || at + len > frame.len() || hdr.gso_size == 0 { Err(Mismatch) } else { Ok(len) }
+    if len < least || at + len > frame.len() || hdr.gso_size == 0 {
+        return Err(Mismatch);
+    }
+    let fine = match hdr.gso {
+        Gso::Udp => (frame.len() - at - len).div_ceil(hdr.gso_size.into()) > MAX_DATAGRAMS,
+        _ => hdr.gso_size < LEAST_SEGMENT,
+    };
+    if fine { Err(Mismatch) } else { Ok(len) }
 }
 
 /// Cuts a super-frame; each packet is built in `buf`, which must hold the largest of them, and lent to `each` as a frame.

@@ -8,6 +8,7 @@
 mod datagrams;
 mod faulty;
 mod guest_tcp;
+mod attacks;
 mod hostile;
 mod ledger;
 mod link_layer;
