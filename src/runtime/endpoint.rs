@@ -22,7 +22,7 @@ use super::capture::Taken;
 use super::command::{Command, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
-use super::fair::{Held, Kind, Share};
+use super::fair::{Held, Kind, Share, Work};
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
 use crate::host::echo;
 use crate::host::gather::Run;
@@ -32,6 +32,7 @@ use crate::network::fault::Rules;
 use crate::stack::arena::Id;
 use crate::stack::census::Numbers;
 use crate::stack::flow::GuestPort;
+use crate::stack::ledger::Traffic;
 use crate::stack::policy::NetworkRules;
 use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use crate::stack::verdict::DropReason;
@@ -102,8 +103,9 @@ pub struct Endpoint {
     pub held: Held,
     /// Its part in the time of all.
     pub share: Share,
-    /// Frames from the guest when it was last charged for them.
-    charged: u64,
+    /// What had crossed its TAP, and questions, when it was last charged for them; and time since then.
+    charged: (Traffic, u64),
+    nanos: u64,
     /// Drops of every reason when they were last told.
     drops_told: u64,
     flows: FlowTeller,
@@ -138,7 +140,8 @@ impl Endpoint {
             stalls: VecDeque::new(),
             held: Held::default(),
             share: Share::new(limits.junk),
-            charged: 0,
+            charged: (Traffic::default(), 0),
+            nanos: 0,
             drops_told: 0,
             flows,
         }
@@ -253,10 +256,30 @@ impl Endpoint {
         }
     }
 
-    /// What it had of this turn took so long.
-    pub fn charge(&mut self, nanos: u64) {
-        let frames = self.sockets.crossed.from_guest_packets;
-        self.share.charge(nanos, frames - std::mem::replace(&mut self.charged, frames));
+    /// A part of what it had of this turn took so long.
+    pub fn note_time(&mut self, nanos: u64) {
+        self.nanos += nanos;
+    }
+
+    /// Its part in a turn is over, in which others were there, too (or not: then it is charged for nothing).
+    pub fn charge(&mut self, now: Instant, contested: bool) {
+        let all = (self.sockets.crossed, self.stack.dns_queries());
+        let (before, asked) = std::mem::replace(&mut self.charged, all);
+        let nanos = std::mem::take(&mut self.nanos);
+        if !contested {
+            return;
+        }
+        let crossed = all.0.since(&before);
+        let work = Work {
+            nanos,
+            read: crossed.from_guest_packets,
+            frames: crossed.from_guest_packets + crossed.to_guest_packets,
+            bytes: crossed.from_guest_bytes + crossed.to_guest_bytes,
+            questions: all.1 - asked,
+        };
+        if self.share.charge(now, &work) {
+            self.sockets.watch_tap(false);
+        }
     }
 
     /// Asks the host sockets of flows that stand still what they hold.

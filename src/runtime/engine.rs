@@ -428,7 +428,7 @@ impl Engine {
 
     /// Leaves those out that had more of the time than others who want some (`fair`).
     fn take_turns(&mut self, taps: &mut Vec<u32>) {
-        self.contested = self.switch.is_some() && self.turnstile.contested(self.turn, taps.len());
+        self.contested = self.switch.is_some() && self.turnstile.contested(self.table.now, taps.len());
         if !self.contested {
             return;
         }
@@ -456,12 +456,12 @@ impl Engine {
             return Ok(());
         }
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
-        let begun = self.contested.then(Clock::now);
+        let begun = self.contested.then(sys::thread_time);
         let junk = endpoint.stack.drops().junk();
         let result = self.read_frames(&mut endpoint, share, now);
         endpoint.handle_junk(now, endpoint.stack.drops().junk() - junk);
         if let Some(begun) = begun {
-            endpoint.charge(nanos(begun));
+            endpoint.note_time(sys::thread_time() - begun);
         }
         if endpoint.sockets.faults.is_some() {
             self.release_from_guest(&mut endpoint, now);
@@ -551,12 +551,13 @@ impl Engine {
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
-            let begun = self.contested.then(Clock::now);
+            let begun = self.contested.then(sys::thread_time);
             endpoint.settle(now);
             if let Some(begun) = begun {
-                endpoint.charge(nanos(begun));
+                endpoint.note_time(sys::thread_time() - begun);
             }
             if self.switch.is_some() {
+                endpoint.charge(now, self.contested);
                 let holds = endpoint.holds();
                 self.totals.update(&mut endpoint.held, holds);
             }
@@ -693,11 +694,6 @@ impl Engine {
         self.note_faults();
         Some(endpoint)
     }
-}
-
-/// Since then.
-fn nanos(begun: Clock) -> u64 {
-    u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A frame of a guest's goes to the switch, or to its stack.

@@ -5,6 +5,11 @@
 //! a member that is more than [`SLACK`] ahead of the one that had least waits for the next turn. Whoever had nothing to say comes back
 //! with no more credit than the others. How many frames one turn takes follows from what the last ones cost ([`TURN`]).
 //!
+//! **Dear frames.** That alone would not do: who streams waits for its acknowledgements between two turns, and a flood fills the gaps. So what
+//! a member's frames cost beyond what carrying them does ([`FRAME`], [`BYTE`]; the rest is sockets that are made, copies, questions that
+//! another thread answers) has a rate of its own while others are there too, [`DEAR`]; above it the TAP is left alone as well. Time
+//! is the thread's own processor time: that others have the processor is nobody's fault.
+//!
 //! **Junk.** What a guest sends and nobody wants (dropped for whatever reason, but by a link that took no more) has a rate,
 //! `Limits::junk`. Above it its TAP is left alone for as long as that takes: what comes meanwhile waits in the guest's own queue, and
 //! is lost there, at the guest's own expense.
@@ -20,12 +25,21 @@ use crate::stack::bucket::{Bucket, Rate};
 
 /// A member waits when it had this much more than the least, nanoseconds: about two turns.
 const SLACK: u64 = 500_000;
-/// How long one member's part of a turn is to take, nanoseconds: less than half a large super-frame's worth of everybody's patience.
+/// How long one member's part of a turn is to take, nanoseconds: eight super-frames and their bytes.
 const TURN: u64 = 250_000;
 /// Frames that one turn takes, whatever they cost.
-const LEAST: usize = 4;
-/// Turns for which times are measured after two TAPs had frames at once.
-const CONTESTED: u64 = 256;
+const LEAST: usize = 2;
+/// How long times are measured after two TAPs had frames at once.
+const CONTESTED: Duration = Duration::from_millis(100);
+/// What carrying a frame may cost, nanoseconds: small ones were measured at 2 to 4 µs, and slower machines are no attackers.
+const FRAME: u64 = 12_000;
+/// What carrying a byte may: a third of a nanosecond was measured, and two where a frame is cut and summed in software.
+const BYTE: u64 = 3;
+/// What a question costs the thread that answers it, nanoseconds.
+const QUESTION: u64 = 20_000;
+/// Microseconds beyond that: a twentieth of a processor, while others are there. A connection costs some 30 µs, so that is 3000 of them a
+/// second.
+const DEAR: Rate = Rate { per_second: 50_000, burst: 5_000 };
 
 /// Bounds of all members of a network together.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +138,21 @@ impl Totals {
     }
 }
 
+/// What one turn did of one endpoint's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Processor time, nanoseconds.
+    pub nanos: u64,
+    /// Frames that were read from its TAP.
+    pub read: u64,
+    /// Frames that crossed its TAP, either way, and their bytes.
+    pub frames: u64,
+    /// See there.
+    pub bytes: u64,
+    /// Questions for names that it asked.
+    pub questions: u64,
+}
+
 /// One endpoint's part in the time of all, and its junk.
 #[derive(Debug)]
 pub struct Share {
@@ -135,6 +164,7 @@ pub struct Share {
     ready: u64,
     junk: Bucket,
     per_junk: Duration,
+    dear: Bucket,
     /// Its TAP is left alone until then.
     pub rests_until: Option<Instant>,
 }
@@ -143,15 +173,30 @@ impl Share {
     /// `junk`: what it may send that nobody wants.
     pub fn new(junk: Rate) -> Self {
         let per_junk = Duration::from_micros(1_000_000 / u64::from(junk.per_second.max(1)));
-        Self { spent: 0, cost: 0, ready: 0, junk: Bucket::new(junk), per_junk, rests_until: None }
+        Self { spent: 0, cost: 0, ready: 0, junk: Bucket::new(junk), per_junk, dear: Bucket::new(DEAR), rests_until: None }
     }
 
-    /// It took so long for so many frames.
-    pub fn charge(&mut self, nanos: u64, frames: u64) {
-        self.spent += nanos;
-        if frames > 0 {
-            self.cost = (3 * self.cost + nanos / frames) / 4;
+    /// It took so long for that. True if its TAP is to be left alone for a while.
+    pub fn charge(&mut self, now: Instant, work: &Work) -> bool {
+        self.spent += work.nanos;
+        if work.read == 0 {
+            // Its hosts' doing.
+            return false;
         }
+        self.cost = (3 * self.cost + work.nanos / work.read) / 4;
+        let plain = FRAME * work.frames + BYTE * work.bytes;
+        let dear = (work.nanos + QUESTION * work.questions).saturating_sub(plain) / 1000;
+        let dear = u32::try_from(dear).unwrap_or(u32::MAX);
+        if dear == 0 || self.dear.take(now, dear) {
+            return false;
+        }
+        let micros = u64::from(dear) * 1_000_000 / u64::from(DEAR.per_second);
+        self.rest(now + Duration::from_micros(micros.clamp(1_000, 50_000)))
+    }
+
+    fn rest(&mut self, until: Instant) -> bool {
+        self.rests_until = Some(self.rests_until.map_or(until, |before| before.max(until)));
+        true
     }
 
     /// How many frames it may have in a turn, if `all` were to be had.
@@ -166,8 +211,7 @@ impl Share {
         if frames == 0 || self.junk.take(now, frames) {
             return false;
         }
-        self.rests_until = Some(now + (self.per_junk * frames).max(Duration::from_millis(1)));
-        true
+        self.rest(now + (self.per_junk * frames).max(Duration::from_millis(1)))
     }
 }
 
@@ -175,16 +219,16 @@ impl Share {
 #[derive(Debug, Default)]
 pub struct Turnstile {
     floor: u64,
-    until: u64,
+    until: Option<Instant>,
 }
 
 impl Turnstile {
     /// So many TAPs have frames in this turn: whether times are measured.
-    pub fn contested(&mut self, turn: u64, ready: usize) -> bool {
+    pub fn contested(&mut self, now: Instant, ready: usize) -> bool {
         if ready > 1 {
-            self.until = turn + CONTESTED;
+            self.until = Some(now + CONTESTED);
         }
-        turn < self.until
+        self.until.is_some_and(|until| now < until)
     }
 
     /// One that has frames in this turn; before any is asked [`Turnstile::admits`].
@@ -209,19 +253,44 @@ mod tests {
 
     const JUNK: Rate = Rate { per_second: 1000, burst: 100 };
 
+    fn work(nanos: u64, read: u64) -> Work {
+        Work { nanos, read, frames: read, ..Work::default() }
+    }
+
+    #[test]
+    fn dear_frames_have_a_rate_and_plain_ones_none() {
+        let mut share = Share::new(JUNK);
+        let (mut now, mut opened, mut turns) = (Instant::from_secs(1), 0, 0);
+        // SYNs of 30 µs each, eight a turn, for a second; then a stream of 64 KiB frames of 25 µs each.
+        while now < Instant::from_secs(2) {
+            turns += 1;
+            opened += 8;
+            now += Duration::from_micros(240);
+            if share.charge(now, &work(240_000, 8)) {
+                now = now.max(share.rests_until.take().unwrap());
+            }
+        }
+        assert!((2_700..3_500).contains(&opened), "{opened} in {turns} turns");
+        for _ in 0..10_000 {
+            let stream = Work { nanos: 200_000, read: 8, frames: 8, bytes: 8 * 65_000, questions: 0 };
+            assert!(!share.charge(now, &stream));
+        }
+        assert!(!share.charge(now, &work(50_000_000, 0)), "what hosts send is not its doing");
+    }
+
     /// Turns in which each of two is read, of `turns`, if one costs so much a turn and the other so much.
     fn turns(costs: [u64; 2], turns: u64) -> [u64; 2] {
         let (mut stile, mut shares) = (Turnstile::default(), [Share::new(JUNK), Share::new(JUNK)]);
         let mut read = [0; 2];
         for turn in 1..=turns {
-            assert!(stile.contested(turn, 2));
+            assert!(stile.contested(Instant::from_millis(turn as i64), 2));
             let mut least = u64::MAX;
             for share in &mut shares {
                 stile.arrive(turn, share, &mut least);
             }
             for (at, share) in shares.iter_mut().enumerate() {
                 if stile.admits(share, least) {
-                    share.charge(costs[at], 1);
+                    share.charge(Instant::ZERO, &work(costs[at], 1));
                     read[at] += 1;
                 }
             }
@@ -244,7 +313,7 @@ mod tests {
             let mut least = u64::MAX;
             stile.arrive(turn, &mut busy, &mut least);
             assert!(stile.admits(&busy, least), "nobody else wants the time");
-            busy.charge(1_000_000, 10);
+            busy.charge(Instant::ZERO, &work(1_000_000, 10));
         }
         let mut waited = 0;
         for turn in 1001..=1100 {
@@ -254,7 +323,7 @@ mod tests {
             }
             for share in [&mut busy, &mut late] {
                 if stile.admits(share, least) {
-                    share.charge(1_000_000, 10);
+                    share.charge(Instant::ZERO, &work(1_000_000, 10));
                 } else {
                     waited += 1;
                 }
@@ -268,11 +337,11 @@ mod tests {
         let mut share = Share::new(JUNK);
         assert_eq!(share.frames(64), 64);
         for _ in 0..32 {
-            share.charge(64 * 25_000, 64);
+            share.charge(Instant::ZERO, &work(64 * 25_000, 64));
         }
         assert!((9..=11).contains(&share.frames(64)), "{}", share.frames(64));
         for _ in 0..32 {
-            share.charge(4_000_000, 4);
+            share.charge(Instant::ZERO, &work(4_000_000, 4));
         }
         assert_eq!(share.frames(64), LEAST);
     }

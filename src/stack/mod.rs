@@ -238,6 +238,11 @@ impl Stack {
         self.composer.drops.count(reason);
     }
 
+    /// Questions for names that were asked over UDP.
+    pub fn dns_queries(&self) -> u64 {
+        self.dns_queries
+    }
+
     /// Frames from and to the guest.
     pub fn frames(&self) -> (u64, u64) {
         (self.frames_from_guest, self.composer.frames_to_guest)

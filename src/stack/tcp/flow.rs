@@ -65,7 +65,7 @@ pub(super) struct TcpFlow {
     pub bases: [u64; 2],
     /// What its rings and its host socket hold, as charged.
     pub charge: usize,
-    /// The part of that in the host socket.
+    /// The part of that in the host socket, as it counts.
     pub kernel: usize,
     /// Bytes that the guest and the host have taken, and when that last changed.
     pub delivered: u64,

@@ -6,7 +6,7 @@
 //!
 //! **What is held.** Of each ring no more pages than bytes went through it since the flow got it, so that much is charged;
 //! and what the host socket holds in the kernel, which the runtime asks for of flows that stand still
-//! ([`Tcp::charge`]). Idle, of a holder, is since the guest or the host last took a byte: window probes that are answered and
+//! ([`Tcp::charge`]), each byte of which counts as [`KERNEL`]. Idle, of a holder, is since the guest or the host last took a byte: window probes that are answered and
 //! bytes that nobody takes keep no one young.
 //!
 //! **What happens.** The guest gets a reset, the host another, and it is counted: `table_full` for a place, `memory` for bytes. A
@@ -28,6 +28,9 @@ use crate::wire::tcp_segment::{ACK, RST};
 
 /// Entries brought up to date to find one that gives way; then the oldest of these does.
 const LOOKS: usize = 64;
+/// What a byte in the kernel counts as. All connections of the machine share that memory, a sixteenth of it before the kernel feels
+/// pressed (net.ipv4.tcp_mem, tcp_init in net/ipv4/tcp.c), and what is pressed is everybody's.
+const KERNEL: usize = 4;
 /// Stale entries that are not worth a sweep.
 const STALE: usize = 1024;
 
@@ -69,7 +72,7 @@ impl Tcp {
     /// The host socket of a flow that stands still holds this much in the kernel.
     pub fn charge(&mut self, id: Id, kernel: usize) {
         if let Some(flow) = self.flows.get_mut(id) {
-            flow.kernel = kernel;
+            flow.kernel = KERNEL * kernel;
         }
         self.weigh(id);
     }

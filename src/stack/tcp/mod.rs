@@ -90,7 +90,7 @@ pub struct TcpLimits {
     pub max_opening: usize,
     /// Connections of which the guest has not finished the handshake.
     pub max_half_open: usize,
-    /// Bytes that flows hold in their rings and, where they stand still, in the kernel.
+    /// Bytes that flows hold in their rings and, where they stand still, in the kernel, where each counts as four.
     pub held: usize,
     /// Flows with large rings.
     pub large_rings: usize,

@@ -152,13 +152,18 @@ impl Attack {
                 framed(from, [1, 0, 0x5e, 7, 7, 7], 0x0800, &packet)
             }
             Self::TinyGso => {
-                let mut frame = gateway(ip(own, INET4, 17, datagram(own, INET4, port, 9, &[1; 1400])));
+                let to = v4(3);
+                let mut tcp = segment(own, to, port, 9, n, 16);
+                tcp.resize(20 + 30_000, 1);
+                let sum = csum::partial(IpAddr::V4(own), IpAddr::V4(to), 6, tcp.len());
+                tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+                let mut frame = framed(from, mac(3), 0x0800, &ip(own, to, 6, tcp));
                 let hdr = VnetHdr {
                     needs_csum: true,
                     csum_start: 34,
-                    csum_offset: 6,
-                    hdr_len: 42,
-                    gso: Gso::Udp,
+                    csum_offset: 16,
+                    hdr_len: 54,
+                    gso: Gso::Tcp4,
                     gso_size: 1,
                     ..VnetHdr::default()
                 };
@@ -248,7 +253,7 @@ fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16, at: u16, payload: &[u8]) ->
 }
 
 /// Frames that are made beforehand, so that sending is all that it does.
-const MADE: u32 = 16_384;
+const MADE: u32 = 4_096;
 
 /// The attacker at work; it stops when it is dropped.
 pub struct Attacker {

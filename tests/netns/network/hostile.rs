@@ -1,8 +1,7 @@
 //! One member means harm: the others keep their rate, the host its own connections, and memory its bound.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -25,10 +24,11 @@ struct Stream {
 }
 
 impl Stream {
-    fn begin(from: &Member, to: &Member) -> Self {
+    /// `pace`: Mbit/s that it wants; as fast as it goes without.
+    fn begin(from: &Member, to: &Member, port: u16, pace: Option<f64>) -> Self {
         let (came, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let taken = came.clone();
-        serve(listen(&to.ns, at(v4(to.number), 7400)), move |mut stream: TcpStream, _| {
+        serve(listen(&to.ns, at(v4(to.number), port)), move |mut stream: TcpStream, _| {
             let mut room = vec![0; 256 * 1024];
             while let Ok(got) = stream.read(&mut room) {
                 if got == 0 {
@@ -37,12 +37,20 @@ impl Stream {
                 taken.fetch_add(got as u64, Ordering::Relaxed);
             }
         });
-        let sender = connect(&from.ns, at(v4(to.number), 7400)).unwrap();
+        let sender = connect(&from.ns, at(v4(to.number), port)).unwrap();
         let mut writer = sender.try_clone().unwrap();
         let ends = over.clone();
         thread::spawn(move || {
-            let block = vec![5; 128 * 1024];
-            while !ends.load(Ordering::Relaxed) && writer.write_all(&block).is_ok() {}
+            let block = vec![5; if pace.is_some() { 16 * 1024 } else { 128 * 1024 }];
+            let mut next = Instant::now();
+            while !ends.load(Ordering::Relaxed) && writer.write_all(&block).is_ok() {
+                if let Some(pace) = pace {
+                    next += Duration::from_secs_f64(block.len() as f64 * 8.0 / 1e6 / pace);
+                    // What it could not send is not made good.
+                    next = next.max(Instant::now() - Duration::from_millis(10));
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
+            }
         });
         Self { came, over, sender }
     }
@@ -99,7 +107,7 @@ fn hosts_own(w: &World) -> f64 {
     let begun = Instant::now();
     let answered = w.host.cmd(&["dig", "+short", "+tries=3", "+time=2", "@198.51.100.2", "-p", "5354", "x"]).ok();
     assert_eq!(answered.trim(), "192.0.2.9");
-    let mut stream = connect(&w.host, at(INET4, 7000)).expect("the host's own connection");
+    let mut stream = connect(&w.host, at(INET4, 7003)).expect("the host's own connection");
     stream.write_all(b"x").unwrap();
     begun.elapsed().as_secs_f64() * 1e3
 }
@@ -123,50 +131,59 @@ fn name_server(w: &World) {
 /// What the attackers aim at: a server that reads and says nothing, and a net that nobody answers from.
 fn targets(w: &World) {
     w.router.sh("ip route add blackhole 192.0.2.0/24");
-    serve(listen(&w.internet, at(INET4, 7000)), |mut stream: TcpStream, _| {
-        let _ = stream.read_to_end(&mut Vec::new());
-    });
+    // One is attacked, the other is for the host's own connections.
+    for port in [7000, 7003] {
+        serve(listen(&w.internet, at(INET4, port)), |mut stream: TcpStream, _| {
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+    }
     name_server(w);
 }
 
-fn attack(w: &World, network: &Network, members: &[Member], which: Attack, rounds: usize) -> (f64, String) {
-    let span = Duration::from_millis(if long() { 1000 } else { 350 });
-    let attacker = Attacker::new(&members[2], which);
-    let stream = Stream::begin(&members[0], &members[1]);
-    thread::sleep(Duration::from_millis(150));
+/// One attack beside a stream, on and off in turns: what is left of its rate, and a line that says all.
+fn attack(
+    w: &World,
+    (network, members): (&Network, &[Member]),
+    pace: Option<f64>,
+    which: Attack,
+    rounds: usize,
+) -> (f64, String) {
+    let span = Duration::from_millis(if long() { 300 } else { 80 });
+    let attacked_from = &members[2];
+    let attacker = Attacker::new(attacked_from, which);
+    static PORT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(7400);
+    let stream = Stream::begin(&members[0], &members[1], PORT.fetch_add(1, Ordering::Relaxed), pace);
+    thread::sleep(Duration::from_millis(100));
     let pid = network.pid();
-    let (mut ratios, mut most, mut host, mut calm) = (Vec::new(), [0.0_f64; 2], 0.0_f64, Vec::new());
+    let (mut rates, mut most) = ([Vec::new(), Vec::new()], [0.0_f64; 2]);
     for _ in 0..rounds {
-        let mut rates = [0.0; 2];
         for on in [false, true] {
             attacker.set(on);
-            thread::sleep(Duration::from_millis(50));
-            rates[usize::from(on)] = stream.rate(span);
+            thread::sleep(Duration::from_millis(20));
+            rates[usize::from(on)].push(stream.rate(span));
         }
-        ratios.push(rates[1] / rates[0]);
-        calm.push(rates[0]);
-        most = [most[0].max(resident(pid)), most[1].max(kernel(w))];
-        if which != Attack::Burn {
-            host = host.max(hosts_own(w));
-        }
+        most[0] = most[0].max(resident(pid));
     }
+    // It goes on meanwhile.
+    most[1] = kernel(w);
+    let host = hosts_own(w);
     attacker.set(false);
     let counted: Vec<String> =
-        which.counted().iter().map(|reason| format!("{reason} {}", network.drops(&members[2], reason))).collect();
+        which.counted().iter().map(|reason| format!("{reason} {}", network.drops(attacked_from, reason))).collect();
     let sent = attacker.sent.load(Ordering::Relaxed);
-    let ratio = median(ratios.clone());
+    let [calm, beside] = rates.map(median);
+    let ratio = beside / calm;
     let line = format!(
-        "{which:?}: {ratio:.2} of {:.0} Mbit/s (each {:.2?}), process {:.0} MiB, kernel {:.1} MiB, host {host:.0} ms, \
-         {sent} frames sent, {}",
-        median(calm),
-        ratios,
+        "{which:?}{}: {ratio:.2} of {calm:.0} Mbit/s, process {:.0} MiB, kernel {:.1} MiB, host {host:.0} ms, {sent} frames \
+         sent, {}",
+        if pace.is_none() { " (as fast as it goes)" } else { "" },
         most[0],
         most[1],
         counted.join(", ")
     );
     eprintln!("{line}");
     for (reason, text) in which.counted().iter().zip(&counted) {
-        assert!(network.drops(&members[2], reason) > 0, "{text}: not counted as such");
+        assert!(network.drops(attacked_from, reason) > 0, "{text}: not counted as such");
     }
     // Half-open connections hold small rings that nothing has touched, fragments 4 MiB.
     assert!(most[0] < 128.0 && most[1] < 64.0, "{line}");
@@ -195,36 +212,39 @@ fn members_keep_their_rate_beside_one_that_means_harm() {
                 })
             })
             .collect();
-        let rounds = if long() { 7 } else { 3 };
+        let rounds = if long() { 15 } else { 5 };
         let only = std::env::var("TAPWAY_TEST_ATTACK").ok();
         let chosen = Attack::ALL.into_iter().filter(|which| only.as_ref().is_none_or(|one| *one == format!("{which:?}")));
         let mut lines = Vec::new();
-        let mut burn = 1.0_f64;
         for which in chosen {
-            let (mut ratio, mut line) = attack(w, &network, &members, which, rounds);
-            if which == Attack::Burn {
-                burn = ratio.min(1.0);
-                continue;
-            }
+            let (mut ratio, mut line) = attack(w, (&network, &members), PACE, which, rounds);
             // A machine that others use: once more before it is believed.
-            if ratio < 0.8 * burn {
-                (ratio, line) = attack(w, &network, &members, which, 2 * rounds);
+            if ratio < 0.8 {
+                (ratio, line) = attack(w, (&network, &members), PACE, which, 2 * rounds);
             }
             lines.push((ratio, line));
+            if long() {
+                // As fast as it goes, where every cycle that anybody takes is one less: to be read beside what `Burn` leaves.
+                attack(w, (&network, &members), None, which, rounds);
+            }
         }
         drop(joined);
-        let low: Vec<&String> = lines.iter().filter(|(ratio, _)| *ratio < 0.8 * burn).map(|(_, line)| line).collect();
-        assert!(low.is_empty(), "a program that only burns leaves {burn:.2}; below 0.8 of that:\n{low:#?}");
+        let low: Vec<&String> = lines.iter().filter(|(ratio, _)| *ratio < 0.8).map(|(_, line)| line).collect();
+        assert!(low.is_empty(), "less than 0.8 of their rate is left:\n{low:#?}");
     });
 }
 
+/// What the members that behave want of each other, Mbit/s: they get it as long as nobody takes it from them.
+const PACE: Option<f64> = Some(400.0);
+
 /// Connections of one guest that stand still.
-const HOARD: usize = 300;
+const HOARD: usize = 400;
 
 #[test]
 fn hoards_of_both_directions_are_bounded_and_others_go_on() {
     World::run(|w| {
-        let many = if long() { 3000 } else { HOARD };
+        let hoarders = if long() { 3 } else { 1 };
+        let many = HOARD * hoarders;
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
             .and_then(|(_, most)| {
                 nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)
@@ -250,18 +270,18 @@ fn hoards_of_both_directions_are_bounded_and_others_go_on() {
         }
         let network = Network::start(w, config(1500));
         let members: Vec<Member> =
-            [2, 3, ATTACKER].into_iter().map(|n| network.join(n, &wish(&[&format!("m{n}")]))).collect();
+            (2..4 + hoarders as u8).map(|n| network.join(n, &wish(&[&format!("m{n}")]))).collect();
         let pid = network.pid();
         let begin = resident(pid);
-        let stream = Stream::begin(&members[0], &members[1]);
+        let stream = Stream::begin(&members[0], &members[1], 7399, PACE);
         thread::sleep(Duration::from_millis(200));
         let calm = stream.rate(Duration::from_millis(500));
         let mut hoard = Vec::new();
         let mut most = [0.0_f64; 2];
         for n in 0..many {
             // Every other one has the guest not read, the rest the host.
-            let stops = n % 2 == 0;
-            let Ok(stream) = connect(&members[2].ns, at(INET4, if stops { 7001 } else { 7002 })) else { continue };
+            let stops = n / hoarders % 2 == 0;
+            let Ok(stream) = connect(&members[2 + n % hoarders].ns, at(INET4, if stops { 7001 } else { 7002 })) else { continue };
             stream.set_nonblocking(true).unwrap();
             if !stops {
                 let block = vec![4; 64 * 1024];
@@ -274,9 +294,10 @@ fn hoards_of_both_directions_are_bounded_and_others_go_on() {
         }
         thread::sleep(Duration::from_millis(1500));
         most = [most[0].max(resident(pid)), most[1].max(kernel(w))];
-        let beside = stream.rate(Duration::from_millis(500));
+        // A machine that others use: the best of a few.
+        let beside = (0..5).map(|_| stream.rate(Duration::from_millis(300))).fold(0.0, f64::max);
         let host = hosts_own(w);
-        let ended = network.drops(&members[2], "memory");
+        let ended: u64 = members[2..].iter().map(|member| network.drops(member, "memory")).sum();
         eprintln!(
             "hoard of {}: process {begin:.0} to {:.0} MiB, kernel {:.0} MiB, {ended} had to end; {:.2} of {calm:.0} Mbit/s, \
              host {host:.0} ms",
@@ -286,9 +307,10 @@ fn hoards_of_both_directions_are_bounded_and_others_go_on() {
             beside / calm
         );
         // `TcpLimits::held` is of both together; what comes between two looks at the kernel's part is beyond it.
-        assert!(most[0] - begin + most[1] < 512.0 + 128.0, "{most:?} MiB");
-        assert!(hoard.len() == many || ended > 0);
-        assert!(members[0].ns.run(|| stream.rate(Duration::from_millis(200))) > 0.0);
-        let _ = IpAddr::V4(INET4);
+        // All of it in the kernel, which counts fourfold.
+        let bound = if long() { 1024.0 } else { 512.0 };
+        assert!(most[1] < bound / 4.0 + 64.0 && most[0] - begin + most[1] < bound + 64.0, "{most:?} MiB");
+        assert!(ended > 0 && most[1] > bound / 8.0, "it was no hoard: {most:?} MiB");
+        assert!(beside > 0.8 * calm, "{beside:.0} of {calm:.0} Mbit/s");
     });
 }
