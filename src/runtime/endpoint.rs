@@ -106,6 +106,8 @@ pub struct Endpoint {
     /// What had crossed its TAP, and questions, when it was last charged for them; and time since then.
     charged: (Traffic, u64),
     nanos: u64,
+    /// Connections that were asked for since then.
+    connects: u64,
     /// Drops of every reason when they were last told.
     drops_told: u64,
     flows: FlowTeller,
@@ -142,6 +144,7 @@ impl Endpoint {
             share: Share::new(limits.junk),
             charged: (Traffic::default(), 0),
             nanos: 0,
+            connects: 0,
             drops_told: 0,
             flows,
         }
@@ -265,7 +268,7 @@ impl Endpoint {
     pub fn charge(&mut self, now: Instant, contested: bool) {
         let all = (self.sockets.crossed, self.stack.dns_queries());
         let (before, asked) = std::mem::replace(&mut self.charged, all);
-        let nanos = std::mem::take(&mut self.nanos);
+        let (nanos, connects) = (std::mem::take(&mut self.nanos), std::mem::take(&mut self.connects));
         if !contested {
             return;
         }
@@ -276,6 +279,7 @@ impl Endpoint {
             frames: crossed.from_guest_packets + crossed.to_guest_packets,
             bytes: crossed.from_guest_bytes + crossed.to_guest_bytes,
             questions: all.1 - asked,
+            connects,
         };
         if self.share.charge(now, &work) {
             self.sockets.watch_tap(false);
@@ -363,7 +367,10 @@ impl Endpoint {
 
     fn do_work(&mut self, work: TcpWork, now: Instant) {
         match work {
-            TcpWork::Connect { flow, target } => self.connect(flow, target, now),
+            TcpWork::Connect { flow, target } => {
+                self.connects += 1;
+                self.connect(flow, target, now);
+            }
             TcpWork::Keepalive { flow } => {
                 if let Some(socket) = self.sockets.tcp.get_mut(flow) {
                     stream::keep_alive(socket.fd.as_fd());

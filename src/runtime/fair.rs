@@ -37,7 +37,9 @@ const FRAME: u64 = 12_000;
 const BYTE: u64 = 3;
 /// What a question costs the thread that answers it, nanoseconds.
 const QUESTION: u64 = 20_000;
-/// Microseconds beyond that: a twentieth of a processor, while others are there. A connection costs some 30 µs, so that is 3000 of them a
+/// What a connection costs after the turn in which it is asked for: its answer, and its end. Nanoseconds.
+const CONNECT: u64 = 15_000;
+/// Microseconds beyond that: a twentieth of a processor, while others are there. A connection costs some 45 µs, so that is 1500 of them a
 /// second.
 const DEAR: Rate = Rate { per_second: 50_000, burst: 5_000 };
 
@@ -151,6 +153,8 @@ pub struct Work {
     pub bytes: u64,
     /// Questions for names that it asked.
     pub questions: u64,
+    /// Connections that it asked for.
+    pub connects: u64,
 }
 
 /// One endpoint's part in the time of all, and its junk.
@@ -173,7 +177,15 @@ impl Share {
     /// `junk`: what it may send that nobody wants.
     pub fn new(junk: Rate) -> Self {
         let per_junk = Duration::from_micros(1_000_000 / u64::from(junk.per_second.max(1)));
-        Self { spent: 0, cost: 0, ready: 0, junk: Bucket::new(junk), per_junk, dear: Bucket::new(DEAR), rests_until: None }
+        Self {
+            spent: 0,
+            cost: 0,
+            ready: 0,
+            junk: Bucket::new(junk),
+            per_junk,
+            dear: Bucket::new(DEAR),
+            rests_until: None,
+        }
     }
 
     /// It took so long for that. True if its TAP is to be left alone for a while.
@@ -185,7 +197,7 @@ impl Share {
         }
         self.cost = (3 * self.cost + work.nanos / work.read) / 4;
         let plain = FRAME * work.frames + BYTE * work.bytes;
-        let dear = (work.nanos + QUESTION * work.questions).saturating_sub(plain) / 1000;
+        let dear = (work.nanos + QUESTION * work.questions + CONNECT * work.connects).saturating_sub(plain) / 1000;
         let dear = u32::try_from(dear).unwrap_or(u32::MAX);
         if dear == 0 || self.dear.take(now, dear) {
             return false;
@@ -272,7 +284,7 @@ mod tests {
         }
         assert!((2_700..3_500).contains(&opened), "{opened} in {turns} turns");
         for _ in 0..10_000 {
-            let stream = Work { nanos: 200_000, read: 8, frames: 8, bytes: 8 * 65_000, questions: 0 };
+            let stream = Work { nanos: 200_000, read: 8, frames: 8, bytes: 8 * 65_000, ..Work::default() };
             assert!(!share.charge(now, &stream));
         }
         assert!(!share.charge(now, &work(50_000_000, 0)), "what hosts send is not its doing");

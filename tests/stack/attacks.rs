@@ -202,11 +202,8 @@ fn datagram(world: &mut World, port: u16, to: std::net::IpAddr) {
 
 #[test]
 fn mappings_and_echo_sessions_give_way_by_age() {
-    let limits = Limits {
-        udp: UdpLimits { max_mappings: 4, ..UdpLimits::default() },
-        ping_sessions: 4,
-        ..Limits::default()
-    };
+    let limits =
+        Limits { udp: UdpLimits { max_mappings: 4, ..UdpLimits::default() }, ping_sessions: 4, ..Limits::default() };
     let mut world = World::with(config(1500, all_offloads()), limits);
     for n in 0..500_u16 {
         world.pass(Duration::from_millis(1));
@@ -305,7 +302,11 @@ fn answers_that_carry_nothing_have_a_rate() {
             Ip::new(guest.ip(), refused.ip(), UDP, udp_body(guest, refused, b"x")).frame(),
             Some(DropReason::Refused),
         ),
-        ("another protocol", Ip::new(family.guest(), family.far(), 132, vec![0; 8]).frame(), Some(DropReason::Protocol)),
+        (
+            "another protocol",
+            Ip::new(family.guest(), family.far(), 132, vec![0; 8]).frame(),
+            Some(DropReason::Protocol),
+        ),
     ];
     for (what, frame, counted) in frames {
         let (world, first, second) = answers(&frame);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant as Clock;
 
 use smoltcp::time::Duration;
-use tapway::stack::tcp::TcpLimits;
 use tapway::stack::census::{Cursor, EndFilter, FlowFilter, FlowId, FlowRecord, FlowState, Kind, PAGE, Protocol};
 use tapway::stack::flow::GuestPort;
 use tapway::stack::ledger::FlowEvent;
+use tapway::stack::tcp::TcpLimits;
 use tapway::stack::udp::UdpVia;
 use tapway::stack::{HostError, Limits};
 use tapway::wire::icmp_error::IcmpError;

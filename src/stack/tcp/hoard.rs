@@ -17,9 +17,9 @@ use std::collections::VecDeque;
 
 use smoltcp::time::Instant;
 
+use super::Tcp;
 use super::flow::{Phase, TcpFlow};
 use super::rest::REST;
-use super::Tcp;
 use crate::stack::Output;
 use crate::stack::arena::Id;
 use crate::stack::compose::{BareTcp, Composer};

@@ -83,9 +83,8 @@ impl Tcp {
             flow.traffic.from_guest_packets = 1;
         }
         let Self { opening, flows, .. } = self;
-        opening.push(id, self.limits.max_opening, |id| {
-            flows.get(id).is_some_and(|flow| flow.phase == Phase::Connecting)
-        });
+        opening
+            .push(id, self.limits.max_opening, |id| flows.get(id).is_some_and(|flow| flow.phase == Phase::Connecting));
         self.opening_now += 1;
         self.work.push_back(TcpWork::Connect { flow: id, target });
         Ok(())
