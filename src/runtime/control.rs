@@ -33,7 +33,7 @@ use crate::network::zone::{self, Record, Zone};
 use crate::stack::arena::Id;
 
 /// Queries and answers that may wait. A resolver that is this far behind has lost its guests' patience.
-pub const QUEUE: usize = 1024;
+pub const QUEUE: usize = 8192;
 
 /// Returns the host's name servers if they may have changed.
 pub type HostDns = Box<dyn FnMut() -> Option<Vec<SocketAddr>> + Send>;
@@ -62,6 +62,8 @@ pub enum DnsQuery {
         server: SocketAddr,
         /// The message.
         query: Vec<u8>,
+        /// Kept until it is answered.
+        ticket: Ticket,
     },
     /// A TCP connection of the guest to port 53, joined to this end.
     Stream {
@@ -69,7 +71,20 @@ pub enum DnsQuery {
         endpoint: Id,
         /// Non-blocking.
         stream: UnixStream,
+        /// Kept until it ends.
+        ticket: Ticket,
     },
+}
+
+/// One question of an endpoint that is on its way. The queue is everybody's, so nobody has more of it than its bound.
+#[derive(Clone, Debug, Default)]
+pub struct Ticket(Arc<()>);
+
+impl Ticket {
+    /// Another one of the same endpoint's, if fewer than `most` are out.
+    pub fn draw(&self, most: usize) -> Option<Self> {
+        (Arc::strong_count(&self.0) <= most).then(|| self.clone())
+    }
 }
 
 impl DnsQuery {
@@ -243,9 +258,10 @@ pub(super) fn answer_query(
 ) {
     let resolver = Arc::clone(resolver);
     match query {
-        DnsQuery::Udp { endpoint, guest, server, query } => {
+        DnsQuery::Udp { endpoint, guest, server, query, ticket } => {
             let (answers, wake) = (answers.clone(), Arc::clone(wake));
             tokio::task::spawn_local(async move {
+                let _ticket = ticket;
                 if let Some(answer) = resolver.resolve(&query, Transport::Udp).await
                     && answers.try_send(DnsAnswer { endpoint, guest, server, answer }).is_ok()
                 {
@@ -253,9 +269,12 @@ pub(super) fn answer_query(
                 }
             });
         }
-        DnsQuery::Stream { stream, .. } => match tokio::net::UnixStream::from_std(stream) {
+        DnsQuery::Stream { stream, ticket, .. } => match tokio::net::UnixStream::from_std(stream) {
             Ok(stream) => {
-                tokio::task::spawn_local(async move { serve_tcp(stream, resolver).await });
+                tokio::task::spawn_local(async move {
+                    let _ticket = ticket;
+                    serve_tcp(stream, resolver).await;
+                });
             }
             Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),
         },

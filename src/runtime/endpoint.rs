@@ -22,6 +22,7 @@ use super::capture::Taken;
 use super::command::{Command, FaultsSet, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
+use super::fair::{self, Held, Share, Work};
 use super::scene;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
 use crate::host::echo;
@@ -33,6 +34,7 @@ use crate::stack::arena::Id;
 use crate::stack::census::{Kind, Lane, Numbers};
 use crate::stack::fault::Released;
 use crate::stack::flow::GuestPort;
+use crate::stack::ledger::Traffic;
 use crate::stack::policy::NetworkRules;
 use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use crate::stack::verdict::DropReason;
@@ -51,6 +53,8 @@ const ROOM_LOWAT: usize = 16 * 1024;
 const BOUND_FROM: usize = 32 * 1024;
 /// What is asked of epoll to hear of input: with the end of file, which is read with what comes before it.
 const INPUT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+/// How long bytes wait for the guest or the host before their socket is asked what it holds in the kernel, and again.
+const AUDIT: Duration = Duration::from_millis(200);
 /// How long a listener rests when descriptors run out.
 const LISTENER_REST: Duration = Duration::from_millis(100);
 
@@ -99,6 +103,17 @@ pub struct Endpoint {
     resting_until: Option<Instant>,
     /// Datagram sockets that are not watched, and when each is looked at (`moderation`).
     looks: VecDeque<(Instant, What)>,
+    /// Flows of which bytes wait, and when each is asked what it holds.
+    stalls: VecDeque<(Instant, Id)>,
+    /// What it has, as added up with what the others have.
+    pub held: Held,
+    /// Its part in the time of all.
+    pub share: Share,
+    /// What had crossed its TAP, and questions, when it was last charged for them; and time since then.
+    charged: (Traffic, u64),
+    nanos: u64,
+    /// Connections that were asked for since then.
+    connects: u64,
     /// Drops of every reason when they were last told.
     drops_told: u64,
     flows: FlowTeller,
@@ -112,6 +127,7 @@ impl Endpoint {
         sockets.captures = captures;
         sockets.now = now;
         sockets.lanes = lane.1;
+        sockets.dns_questions = limits.dns_questions;
         sockets.set_faults(faults.all(), now);
         let mut stack = Stack::new(config, limits, seed, now);
         stack.set_lane(lane.0, lane.1);
@@ -130,6 +146,12 @@ impl Endpoint {
             gone,
             resting_until: None,
             looks: VecDeque::new(),
+            stalls: VecDeque::new(),
+            held: Held::default(),
+            share: Share::new(limits.junk),
+            charged: (Traffic::default(), 0),
+            nanos: 0,
+            connects: 0,
             drops_told: 0,
             flows,
         }
@@ -152,7 +174,9 @@ impl Endpoint {
     pub fn next_due(&self) -> Option<Instant> {
         let held = self.sockets.faults.as_ref().and_then(|faults| faults.next_timeout());
         let look = self.looks.front().map(|(at, _)| *at);
-        [self.stack.next_timeout(), self.resting_until, self.sockets.captures.due(), held, look]
+        let stall = self.stalls.front().map(|(at, _)| *at);
+        let rests = [self.resting_until, self.share.rests_until];
+        [self.stack.next_timeout(), rests[0], rests[1], self.sockets.captures.due(), held, look, stall]
             .into_iter()
             .flatten()
             .min()
@@ -167,6 +191,11 @@ impl Endpoint {
             self.resting_until = None;
             self.sockets.resume_listeners();
         }
+        if self.share.rests_until.is_some_and(|at| at <= now) {
+            self.share.rests_until = None;
+            self.sockets.watch_tap(true);
+        }
+        self.audit(now);
         if self.stack.next_timeout().is_some_and(|at| at <= now) {
             self.stack.handle_timeout(now, &mut self.sockets);
         }
@@ -220,6 +249,76 @@ impl Endpoint {
         let crossed = &self.sockets.crossed;
         let all = crossed.from_guest_bytes.wrapping_add(crossed.to_guest_bytes);
         all.wrapping_sub(std::mem::replace(&mut self.counted, all))
+    }
+
+    /// What it has of that which is bounded in all.
+    pub fn holds(&self) -> Held {
+        let (flows, datagrams, bytes) = self.stack.holds();
+        Held { flows, datagrams, bytes }
+    }
+
+    /// Gives some of it for the others' sake; false if it has none.
+    pub fn shed(&mut self, kind: fair::Kind, now: Instant) -> bool {
+        match kind {
+            fair::Kind::Flows => self.stack.shed_flow(now, &mut self.sockets),
+            fair::Kind::Datagrams => self.stack.shed_datagrams(),
+            fair::Kind::Bytes => self.stack.shed_bytes(now, &mut self.sockets),
+        }
+    }
+
+    /// So many of its frames were wanted by nobody.
+    pub fn handle_junk(&mut self, now: Instant, frames: u64) {
+        if self.share.handle_junk(now, frames) {
+            self.sockets.watch_tap(false);
+        }
+    }
+
+    /// A part of what it had of this turn took so long.
+    pub fn note_time(&mut self, nanos: u64) {
+        self.nanos += nanos;
+    }
+
+    /// Its part in a turn is over, in which others were there, too (or not: then it is charged for nothing).
+    pub fn charge(&mut self, now: Instant, contested: bool) {
+        let all = (self.sockets.crossed, self.stack.dns_queries());
+        let (before, asked) = std::mem::replace(&mut self.charged, all);
+        let (nanos, connects) = (std::mem::take(&mut self.nanos), std::mem::take(&mut self.connects));
+        if !contested {
+            return;
+        }
+        let crossed = all.0.since(&before);
+        let work = Work {
+            nanos,
+            read: crossed.from_guest_packets,
+            frames: crossed.from_guest_packets + crossed.to_guest_packets,
+            bytes: crossed.from_guest_bytes + crossed.to_guest_bytes,
+            questions: all.1 - asked,
+            connects,
+        };
+        if self.share.charge(now, &work) {
+            self.sockets.watch_tap(false);
+        }
+    }
+
+    /// Asks the host sockets of flows that stand still what they hold.
+    fn audit(&mut self, now: Instant) {
+        for _ in 0..self.stalls.len() {
+            let Some(&(at, flow)) = self.stalls.front() else { break };
+            if at > now {
+                break;
+            }
+            self.stalls.pop_front();
+            let Some(socket) = self.sockets.tcp.get_mut(flow) else { continue };
+            match socket.stalled {
+                None => socket.audited = false,
+                Some(since) if since + AUDIT.into() > now => self.stalls.push_back((now + AUDIT.into(), flow)),
+                Some(_) => {
+                    self.stack.charge_tcp(flow, msg::memory(socket.fd.as_fd()));
+                    self.stack.finish_tcp(flow, now, &mut self.sockets);
+                    self.stalls.push_back((now + AUDIT.into(), flow));
+                }
+            }
+        }
     }
 
     /// Does everything that the events of this turn led to.
@@ -282,7 +381,10 @@ impl Endpoint {
 
     fn do_work(&mut self, work: TcpWork, now: Instant) {
         match work {
-            TcpWork::Connect { flow, target } => self.connect(flow, target, now),
+            TcpWork::Connect { flow, target } => {
+                self.connects += 1;
+                self.connect(flow, target, now);
+            }
             TcpWork::Keepalive { flow } => {
                 if let Some(socket) = self.sockets.tcp.get_mut(flow) {
                     stream::keep_alive(socket.fd.as_fd());
@@ -345,6 +447,8 @@ impl Endpoint {
             ending: false,
             bounded: false,
             interest: None,
+            stalled: None,
+            audited: false,
         };
         self.sockets.tcp.put(flow, socket);
         let wanted = if connecting { EpollFlags::EPOLLOUT } else { INPUT };
@@ -476,11 +580,11 @@ impl Endpoint {
             stack.handle_host_reset(flow);
         }
         stack.finish_tcp(flow, now, sockets);
-        self.watch(flow);
+        self.watch(flow, now);
     }
 
     /// Brings epoll in line with what the flow waits for now.
-    fn watch(&mut self, flow: Id) {
+    fn watch(&mut self, flow: Id, now: Instant) {
         let ready = self.stack.tcp_readiness(flow);
         let Some(socket) = self.sockets.tcp.get_mut(flow) else { return };
         let mut wanted = EpollFlags::empty();
@@ -495,6 +599,18 @@ impl Endpoint {
         }
         if ready.from_guest > 0 && !socket.writable {
             wanted |= EpollFlags::EPOLLOUT;
+        }
+        let waits = (ready.from_guest > 0 && !socket.writable)
+            || (socket.readable && !socket.eof && ready.to_guest_room < ROOM_LOWAT);
+        if !waits {
+            if socket.stalled.take().is_some() {
+                self.stack.charge_tcp(flow, 0);
+            }
+        } else if socket.stalled.is_none() {
+            socket.stalled = Some(now);
+            if !std::mem::replace(&mut socket.audited, true) {
+                self.stalls.push_back((now + AUDIT.into(), flow));
+            }
         }
         // Both directions ended: EPOLLHUP would be reported without end. What is left is read as the guest makes room.
         let over = socket.hung || (socket.eof && socket.shut);

@@ -35,6 +35,7 @@ use super::command::{AttachError, Command, DataPlane, FIRST, MemberTraffic, Orde
 use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
 use super::endpoint::{Endpoint, Parts};
 use super::events;
+use super::fair::{AllLimits, Held, Totals, Turnstile};
 use super::forwards::{Forwards, Guest, MAX_FORWARDS};
 use super::lanes::{HandOver, Inbox, Lanes, Parcel, Place};
 use super::observe::Identity;
@@ -71,6 +72,8 @@ const BYTE_BUDGET: usize = 512 * 1024;
 const HOST_TURN: usize = 4 * 1024 * 1024;
 /// Least share: the payload of a super-frame of either family, so that it makes one frame and not a second of some bytes.
 const LEAST_SHARE: usize = 65_475;
+/// Flows that one member gives at a time where all have too many: one look at all members for each would be dear.
+const SHED: usize = 16;
 /// How often the host's own addresses are asked for, while there is traffic.
 const ADDRESS_AGE: Duration = Duration::from_secs(1);
 /// Longest wait, so that a clock jump or a forgotten timer heals.
@@ -167,6 +170,10 @@ pub struct Engine {
     /// Bytes that this turn moved.
     moved: u64,
     vigil: Vigil,
+    /// Whose turn it is, on a shared network; whether it matters now; and what all have.
+    turnstile: Turnstile,
+    contested: bool,
+    totals: Totals,
     /// Some endpoint has faults: deadlines are shorter than a millisecond.
     precise: bool,
     /// They can be: the kernel has epoll_pwait2.
@@ -199,26 +206,35 @@ pub struct Ends {
 }
 
 impl Engine {
-    /// Without endpoints. `switch`: for a shared network.
-    pub fn new(switch: Option<Switch>) -> Result<(Self, Ends), RuntimeError> {
+    /// Without endpoints. `switch`: for a shared network, whose members `all` bounds together.
+    pub fn new(switch: Option<Switch>, all: AllLimits) -> Result<(Self, Ends), RuntimeError> {
         let (ask, queries) = mpsc::channel(control::QUEUE);
         let (answers, answers_out) = mpsc::channel(control::QUEUE);
         let since = Clock::now();
-        let (engine, orders, epoll) = Self::bare(since, answers_out)?;
+        let totals = Totals::new(all);
+        let (engine, orders, epoll) = Self::bare(since, answers_out, totals.clone())?;
         let wake = Arc::clone(&engine.wake);
-        let (lanes, inbox) = Lanes::new(ask.clone(), Arc::clone(&wake), since);
+        let (lanes, inbox) = Lanes::new(ask.clone(), Arc::clone(&wake), since, totals);
         let engine = Self { switch, inbox: Some(inbox), ..engine };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, lanes, since }))
     }
 
-    /// A further lane, whose time is the first's.
-    pub(super) fn further(hand: HandOver, since: Clock) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
+    /// A further lane, whose time and bounds are the first's.
+    pub(super) fn further(
+        hand: HandOver,
+        since: Clock,
+        totals: Totals,
+    ) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
         let (_, no_answers) = mpsc::channel(1);
-        let (engine, orders, epoll) = Self::bare(since, no_answers)?;
+        let (engine, orders, epoll) = Self::bare(since, no_answers, totals)?;
         Ok((Self { hand: Some(hand), ..engine }, orders, epoll))
     }
 
-    fn bare(since: Clock, answers: mpsc::Receiver<DnsAnswer>) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
+    fn bare(
+        since: Clock,
+        answers: mpsc::Receiver<DnsAnswer>,
+        totals: Totals,
+    ) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake = Arc::new(wake.map_err(system("make an eventfd"))?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("set up epoll"))?);
@@ -245,6 +261,9 @@ impl Engine {
             turn: 0,
             moved: 0,
             vigil: Vigil::default(),
+            turnstile: Turnstile::default(),
+            contested: false,
+            totals,
             precise: false,
             fine: true,
             look_until: Instant::ZERO,
@@ -270,7 +289,7 @@ impl Engine {
 pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
     let Attached { endpoint: config, tap, queues, pcap, listeners, dns, metrics, api, exit, membership: _, faults } =
         attached;
-    let (mut engine, ends) = Engine::new(None)?;
+    let (mut engine, ends) = Engine::new(None, AllLimits::default())?;
     let Ends { queries, ask, answers, wake, orders, epoll, mut lanes, since } = ends;
     if let Some(exit) = exit {
         engine.watch_exit(exit)?;
@@ -365,6 +384,7 @@ impl Engine {
                     None => {}
                 }
             }
+            self.take_turns(&mut taps);
             for slot in taps.drain(..) {
                 self.read_tap(slot, share, now)?;
             }
@@ -459,13 +479,43 @@ impl Engine {
         }
     }
 
+    /// Leaves those out that had more of the time than others who want some (`fair`).
+    fn take_turns(&mut self, taps: &mut Vec<u32>) {
+        self.contested = self.has_many() && self.turnstile.contested(self.table.now, taps.len());
+        if !self.contested {
+            return;
+        }
+        let Self { turnstile, table, turn, .. } = self;
+        let mut least = u64::MAX;
+        for &slot in taps.iter() {
+            if let Some(endpoint) = table.at(slot) {
+                turnstile.arrive(*turn, &mut endpoint.share, &mut least);
+            }
+        }
+        taps.retain(|&slot| {
+            let Some(endpoint) = table.at(slot) else { return false };
+            let admitted = turnstile.admits(&endpoint.share, least);
+            if !admitted {
+                // It has more than one frame.
+                endpoint.tap_turn = *turn;
+            }
+            admitted
+        });
+    }
+
     fn read_tap(&mut self, slot: u32, share: usize, now: Instant) -> Result<(), RuntimeError> {
         // Out of the table while the switch hands its frames to the others.
         if self.table.touch(slot).is_none() {
             return Ok(());
         }
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
+        let begun = self.contested.then(sys::thread_time);
+        let junk = endpoint.stack.drops().junk();
         let result = self.read_frames(&mut endpoint, share, now);
+        endpoint.handle_junk(now, endpoint.stack.drops().junk() - junk);
+        if let Some(begun) = begun {
+            endpoint.note_time(sys::thread_time() - begun);
+        }
         if endpoint.sockets.faults.is_some() {
             self.release_from_guest(&mut endpoint, now);
         }
@@ -499,7 +549,8 @@ impl Engine {
         let frames = if before == self.turn.wrapping_sub(1) {
             let given = endpoint.sockets.crossed.to_guest_packets;
             let owed = given.wrapping_sub(std::mem::replace(&mut endpoint.sockets.given, given));
-            FRAME_BUDGET + owed.min(OWED) as usize
+            let all = FRAME_BUDGET + owed.min(OWED) as usize;
+            if self.contested { endpoint.share.frames(all) } else { all }
         } else {
             1
         };
@@ -552,19 +603,54 @@ impl Engine {
         }
     }
 
+    /// Whether there may be several endpoints: those of a shared network, in each of its lanes.
+    fn has_many(&self) -> bool {
+        self.switch.is_some() || self.hand.is_some()
+    }
+
     /// Does everything that the events of this turn led to.
     fn settle(&mut self, now: Instant) {
+        let many = self.has_many();
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
             scene::endpoint(slot);
+            let begun = self.contested.then(sys::thread_time);
             endpoint.settle(now);
+            if let Some(begun) = begun {
+                endpoint.note_time(sys::thread_time() - begun);
+            }
+            if many {
+                endpoint.charge(now, self.contested);
+                let holds = endpoint.holds();
+                self.totals.update(&mut endpoint.held, holds);
+            }
             self.moved += endpoint.moved();
             if let Some(at) = endpoint.next_look() {
                 self.look_until = self.look_until.max(at);
             }
             let due = endpoint.next_due();
             self.due.set(slot as usize, due);
+        }
+        if many && self.totals.over().is_some() {
+            self.shed(now);
+        }
+    }
+
+    /// All have too much of something together: whoever has most gives.
+    fn shed(&mut self, now: Instant) {
+        while let Some(kind) = self.totals.over() {
+            let Some(endpoint) = self.table.all().max_by_key(|endpoint| endpoint.held.of(kind)) else { return };
+            let gave = (0..SHED).take_while(|_| endpoint.shed(kind, now)).count();
+            endpoint.sockets.now = now;
+            endpoint.settle(now);
+            let holds = endpoint.holds();
+            self.totals.update(&mut endpoint.held, holds);
+            let (slot, due) = (endpoint.id.index, endpoint.next_due());
+            self.due.set(slot as usize, due);
+            if gave == 0 {
+                return;
+            }
         }
     }
 
@@ -695,6 +781,7 @@ impl Engine {
             switch.detach(id.index as u16);
         }
         let mut endpoint = self.table.slots[id.index as usize].take()?;
+        self.totals.update(&mut endpoint.held, Held::default());
         self.due.set(id.index as usize, None);
         endpoint.bury();
         self.note_faults();

@@ -40,6 +40,7 @@ use super::command::{AttachError, DataPlane, Order, Orders};
 use super::control::DnsQuery;
 use super::endpoint::{Endpoint, Parts};
 use super::engine::{Engine, first_captures, seed};
+use super::fair::Totals;
 use super::{RuntimeError, system};
 use crate::network::config::MAX_QUEUES;
 use crate::network::fault::Rules;
@@ -128,6 +129,7 @@ pub struct Lanes {
     wake: Arc<EventFd>,
     ask: mpsc::Sender<DnsQuery>,
     since: Clock,
+    totals: Totals,
 }
 
 /// One endpoint, ready to be served: on the first lane, then on each further one.
@@ -158,9 +160,9 @@ pub struct Place {
 
 impl Lanes {
     /// Also returns the first lane's end. `wake` wakes it.
-    pub fn new(ask: mpsc::Sender<DnsQuery>, wake: Arc<EventFd>, since: Clock) -> (Self, Inbox) {
+    pub fn new(ask: mpsc::Sender<DnsQuery>, wake: Arc<EventFd>, since: Clock, totals: Totals) -> (Self, Inbox) {
         let (first, inbox) = sync_channel(PARCELS * usize::from(MAX_QUEUES.get()));
-        (Self { running: Vec::new(), first, wake, ask, since }, Inbox(inbox))
+        (Self { running: Vec::new(), first, wake, ask, since, totals }, Inbox(inbox))
     }
 
     /// How many there are with the first.
@@ -175,7 +177,7 @@ impl Lanes {
 
     fn start_one(&mut self) -> Result<(), RuntimeError> {
         let hand = HandOver::new(self.first.clone(), Arc::clone(&self.wake));
-        let (engine, orders, epoll) = Engine::further(hand, self.since)?;
+        let (engine, orders, epoll) = Engine::further(hand, self.since, self.totals.clone())?;
         let (first, wake) = (self.first.clone(), Arc::clone(&self.wake));
         let number = self.count();
         std::thread::Builder::new()

@@ -46,6 +46,7 @@ use super::command::{AttachError as Refusal, DataPlane, MemberTraffic, Order, Or
 use super::control::answer_query;
 use super::endpoint::Parts;
 use super::engine::{Ends, Engine, seed};
+use super::fair::AllLimits;
 use super::faults::Faults;
 use super::lanes::{Laned, Lanes, Place};
 use super::observe::{Identity, Observer};
@@ -109,7 +110,7 @@ fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -
         set_nonblocking(reads)?;
     }
     let limits = SwitchLimits { members: config.max_members, ..SwitchLimits::default() };
-    let (engine, ends) = Engine::new(Some(Switch::new(config.icc, limits, seed()?)))?;
+    let (engine, ends) = Engine::new(Some(Switch::new(config.icc, limits, seed()?)), AllLimits::default().fitting())?;
     start_control_with(
         move |runtime| {
             let local = LocalSet::new();

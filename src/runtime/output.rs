@@ -469,11 +469,11 @@ impl Output for Sockets {
 
     fn dns_query(&mut self, guest: SocketAddr, server: SocketAddr, query: &[u8]) {
         // The one place on the datagram path that allocates: a query waits for its answer elsewhere.
-        if self
-            .queries
-            .try_send(DnsQuery::Udp { endpoint: self.endpoint, guest, server, query: query.to_vec() })
-            .is_err()
-        {
+        let asked = self.tickets.draw(self.dns_questions).is_some_and(|ticket| {
+            let query = DnsQuery::Udp { endpoint: self.endpoint, guest, server, query: query.to_vec(), ticket };
+            self.queries.try_send(query).is_ok()
+        });
+        if !asked {
             self.drops.count(DropReason::TableFull);
         }
     }
@@ -482,11 +482,12 @@ impl Output for Sockets {
 impl Sockets {
     /// Hands a guest's DNS-over-TCP connection to the control plane; returns our end of it.
     pub fn open_dns_stream(&mut self) -> io::Result<OwnedFd> {
+        let ticket = self.tickets.draw(self.dns_questions).ok_or(io::ErrorKind::WouldBlock)?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
         self.queries
-            .try_send(DnsQuery::Stream { endpoint: self.endpoint, stream: theirs })
+            .try_send(DnsQuery::Stream { endpoint: self.endpoint, stream: theirs, ticket })
             .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
         Ok(OwnedFd::from(ours))
     }

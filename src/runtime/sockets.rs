@@ -19,7 +19,7 @@ use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
 use super::capture::Taken;
-use super::control::DnsQuery;
+use super::control::{DnsQuery, Ticket};
 use super::moderation::{Attention, Moderation};
 use crate::host::datagram::Datagram;
 use crate::host::echo::Echo;
@@ -166,6 +166,10 @@ pub struct TcpSocket {
     pub bounded: bool,
     /// What epoll watches; `None`: not registered.
     pub interest: Option<EpollFlags>,
+    /// Since when bytes wait that the guest or the host does not take.
+    pub stalled: Option<Instant>,
+    /// It is among those that are asked what they hold.
+    pub audited: bool,
 }
 
 /// A published port.
@@ -250,6 +254,9 @@ pub struct Sockets {
     pub(super) pending: Pending,
     pub(super) gso: bool,
     pub(super) queries: mpsc::Sender<DnsQuery>,
+    /// Questions on their way, and how many there may be.
+    pub(super) tickets: Ticket,
+    pub(super) dns_questions: usize,
     /// What was dropped here; drained into the stack's counters.
     pub drops: DropCounters,
     pub(super) outbound: [Option<IpAddr>; 2],
@@ -308,6 +315,8 @@ impl Sockets {
             },
             gso: true,
             queries,
+            tickets: Ticket::default(),
+            dns_questions: usize::MAX,
             drops: DropCounters::default(),
             outbound: [config.outbound_v4.map(IpAddr::V4), config.outbound_v6.map(IpAddr::V6)],
             echo_buf: Vec::new(),
@@ -360,6 +369,14 @@ impl Sockets {
         match result {
             Ok(()) => socket.interest = wanted,
             Err(error) => tracing::warn!("cannot watch a host socket: {error}"),
+        }
+    }
+
+    /// Reads the TAP, or leaves what comes in its queue.
+    pub fn watch_tap(&self, reads: bool) {
+        let flags = if reads { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        if let Err(error) = self.epoll.modify(&self.tap, &mut EpollEvent::new(flags, self.token(What::Tap).encode())) {
+            tracing::warn!("cannot watch the TAP: {error}");
         }
     }
 

@@ -11,10 +11,11 @@ use std::net::{IpAddr, SocketAddr};
 use smoltcp::time::Instant;
 
 use crate::network::config::{EndpointConfig, Mac, Offloads};
-use crate::stack::Output;
-use crate::stack::guests::{Due, GuestLimits, Guests};
+use crate::stack::bucket::Bucket;
+use crate::stack::guests::{Due, Guests};
 use crate::stack::neighbour;
 use crate::stack::verdict::{DropCounters, DropReason};
+use crate::stack::{Limits, Output};
 use crate::wire::vnet::{ETH_HDR_LEN, Gso, IP_OFFSET, MAX_FRAME, VNET_HDR_LEN, VnetHdr};
 use crate::wire::{csum, fragment, icmp_error, tcp_segment};
 
@@ -56,11 +57,15 @@ pub struct Composer {
     pub frames_to_guest: u64,
     /// Why something was not sent or not taken.
     pub drops: DropCounters,
+    /// What is left of answers that carry nothing.
+    answers: Bucket,
+    /// When the guest's last frame came.
+    pub now: Instant,
 }
 
 impl Composer {
-    /// For one endpoint; `seed` starts the IP identification, `guests` bounds what is remembered where guests are learnt.
-    pub fn new(config: &EndpointConfig, guests: GuestLimits, seed: u64) -> Self {
+    /// For one endpoint; `seed` starts the IP identification.
+    pub fn new(config: &EndpointConfig, limits: &Limits, seed: u64) -> Self {
         let gateways = [
             config.v4.map(|plan| IpAddr::V4(plan.gateway)),
             // The router speaks of neighbours from its link-local address, which every one of them reaches.
@@ -74,11 +79,13 @@ impl Composer {
             mtu: usize::from(config.mtu),
             guest_mac: config.guest_mac,
             gateway_macs: gateways.map(|gateway| neighbour::own_mac(config, gateway)),
-            guests: config.slirp.map(|_| Box::new(Guests::new(guests))),
+            guests: config.slirp.map(|_| Box::new(Guests::new(limits.guests))),
             gateways,
             ident: seed as u32,
             frames_to_guest: 0,
             drops: DropCounters::default(),
+            answers: Bucket::new(limits.answers),
+            now: Instant::ZERO,
         }
     }
 
@@ -285,6 +292,15 @@ impl Composer {
         self.send_packet(at + udp_len, out);
     }
 
+    /// Whether one more answer that carries nothing may be given. What may not is counted.
+    pub fn may_answer(&mut self) -> bool {
+        let may = self.answers.take(self.now, 1);
+        if !may {
+            self.drops.count(DropReason::RateLimited);
+        }
+        may
+    }
+
     /// Sends an ICMP or ICMPv6 echo reply.
     pub fn send_echo_reply(&mut self, reply: &EchoReply<'_>, out: &mut impl Output) {
         let len = 8 + reply.payload.len();
@@ -316,6 +332,9 @@ impl Composer {
         original: &[u8],
         out: &mut impl Output,
     ) {
+        if !self.may_answer() {
+            return;
+        }
         if let Some(len) = icmp_error::emit(&mut self.buf[IP_OFFSET..], kind, from, to, original) {
             self.send_packet(len, out);
         }

@@ -46,6 +46,21 @@ impl<K: Ord + Copy> Deadlines<K> {
         self.heap.pop().map(|Reverse(entry)| entry)
     }
 
+    /// Entries, stale ones included.
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Leaves out the entries of owners that are gone, where entries are not popped by time.
+    pub fn retain(&mut self, keep: impl Fn(K) -> bool) {
+        self.heap.retain(|Reverse((_, key))| keep(*key));
+    }
+
     /// When to look again. May be early (a stale or moved entry), never late.
     pub fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)

@@ -27,6 +27,10 @@ use crate::wire::{chain, csum};
 /// Where the DHCP server listens.
 const DHCP_SERVER_PORT: u16 = 67;
 
+/// Datagrams of one super-frame: UDP_MAX_SEGMENTS, include/linux/udp.h. One of thousands is no kernel's, and would be as many
+/// sends.
+const MAX_DATAGRAMS: u64 = 128;
+
 /// An IP packet, taken apart.
 struct Packet {
     src: IpAddr,
@@ -41,10 +45,6 @@ struct Packet {
     /// Datagram size of a UDP super-frame.
     segment: Option<u16>,
 }
-
-/// Most datagrams in one super-frame of a guest: Linux makes no more (UDP_MAX_SEGMENTS, include/linux/udp.h; 64 before 6.9). The
-/// header says what it likes; of datagrams of a byte, one frame would be 65 000 sends.
-const MAX_DATAGRAMS: u64 = 128;
 
 impl Stack {
     /// Whether a frame of the guest's is for a stack that is not the endpoint's first: a whole TCP segment for somebody beyond the
@@ -312,6 +312,7 @@ impl Stack {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let mut whole = std::mem::take(&mut self.whole);
+        let gave_way = self.reassembler.stats().evicted;
         let outcome = match self.reassembler.handle(now, &frame[IP_OFFSET..IP_OFFSET + total]) {
             Outcome::Complete(packet) => {
                 // Given a frame's head again, so that one path serves both.
@@ -325,6 +326,9 @@ impl Stack {
             Outcome::NotAFragment => Err(DropReason::Malformed),
             Outcome::Drop(reason) => Err(reason),
         };
+        for _ in gave_way..self.reassembler.stats().evicted {
+            self.composer.drops.count(DropReason::Fragment);
+        }
         let result = match outcome {
             Ok(true) => {
                 let hdr = VnetHdr::default();
@@ -517,6 +521,9 @@ impl Stack {
         let seq = u16::from_be_bytes([icmp[6], icmp[7]]);
         let payload = &icmp[8..];
         if self.policy.answers_echo(packet.dst) {
+            if !self.composer.may_answer() {
+                return Ok(());
+            }
             let reply = EchoReply { src: packet.dst, dst: packet.src, ident, seq, ttl: DEFAULT_TTL, payload };
             self.composer.send_echo_reply(&reply, out);
             return Ok(());

@@ -23,6 +23,7 @@
 //! guest begins ([`Stack::owns`]), and everything else is handed to the first (`runtime::lanes`). They share nothing.
 
 pub mod arena;
+pub mod bucket;
 pub mod census;
 pub mod compose;
 pub mod deadline;
@@ -50,6 +51,7 @@ use smoltcp::time::Instant;
 use crate::network::config::EndpointConfig;
 use crate::wire::icmp_error::IcmpError;
 use arena::Id;
+use bucket::Rate;
 use census::Lane;
 use compose::{Composer, DEFAULT_TTL, EchoReply, UDP_HDR_LEN, proto, write_ip_header};
 use dhcp::DhcpServer;
@@ -126,6 +128,12 @@ pub struct Limits {
     pub reassembly: reassembly::Limits,
     /// Guests, where they are learnt.
     pub guests: GuestLimits,
+    /// Answers that cost a frame and carry nothing: ICMP errors, resets of what belongs to no flow, echo of the gateway.
+    pub answers: Rate,
+    /// Frames that nobody wants; above it the guest's are left in its queue for as long (`runtime::fair`).
+    pub junk: Rate,
+    /// Questions for names, and connections that ask them, on their way at a time.
+    pub dns_questions: usize,
 }
 
 impl Default for Limits {
@@ -137,6 +145,13 @@ impl Default for Limits {
             ping_sessions: 256,
             reassembly: reassembly::Limits::default(),
             guests: GuestLimits::default(),
+            // Linux sends 1000 ICMP messages a second in bursts of 50 (net.ipv4.icmp_msgs_per_sec) for the whole machine; a
+            // flood ping of one program comes to several thousand, and shall see no loss.
+            answers: Rate { per_second: 10_000, burst: 2_000 },
+            // At a microsecond or two each (measured), a thirtieth of a processor.
+            junk: Rate { per_second: 20_000, burst: 5_000 },
+            // As many as the resolver has on their way.
+            dns_questions: 256,
         }
     }
 }
@@ -177,7 +192,7 @@ impl Stack {
         let offloads = config.offloads;
         // One smoltcp interface has one MTU: super-frames need both families' segmentation.
         let tso = offloads.tso4 && offloads.tso6;
-        let composer = Composer::new(&config, limits.guests, seed);
+        let composer = Composer::new(&config, &limits, seed);
         Self {
             policy: Policy::new(&config),
             neighbour: Neighbour::new(&config),
@@ -236,6 +251,11 @@ impl Stack {
         self.composer.drops.count(reason);
     }
 
+    /// Questions for names that were asked over UDP.
+    pub fn dns_queries(&self) -> u64 {
+        self.dns_queries
+    }
+
     /// Frames from and to the guest.
     pub fn frames(&self) -> (u64, u64) {
         (self.frames_from_guest, self.composer.frames_to_guest)
@@ -250,6 +270,31 @@ impl Stack {
     /// Where guests are learnt: addresses known, addresses asked for, and bytes held for those.
     pub fn guests(&self) -> Option<(usize, usize, usize)> {
         self.composer.guests().map(guests::Guests::len)
+    }
+
+    /// TCP flows, datagram sockets (UDP and echo), and bytes that flows hold.
+    pub fn holds(&self) -> (usize, usize, usize) {
+        let (flows, bytes) = self.tcp.holds();
+        (flows, self.udp.len().0 + self.ping.len(), bytes)
+    }
+
+    /// Ends the TCP flow that has been idle longest, for the sake of others; false if there is none.
+    pub fn shed_flow(&mut self, now: Instant, out: &mut impl Output) -> bool {
+        self.tcp.shed_idle(now, &mut self.composer, out)
+    }
+
+    /// The same with a datagram socket: of the kind of which there are more.
+    pub fn shed_datagrams(&mut self) -> bool {
+        let shed = if self.ping.len() > self.udp.len().0 { self.ping.shed() } else { self.udp.shed() };
+        if shed {
+            self.composer.drops.count(DropReason::TableFull);
+        }
+        shed
+    }
+
+    /// The same with the flow that holds bytes and of which nobody took any for the longest time.
+    pub fn shed_bytes(&mut self, now: Instant, out: &mut impl Output) -> bool {
+        self.tcp.shed_held(now, &mut self.composer, out)
     }
 
     /// When [`Stack::handle_timeout`] wants to be called.
@@ -290,6 +335,7 @@ impl Stack {
     /// One frame of the guest: vnet header (zeroed where the TAP has none), Ethernet, and what follows. May be rewritten.
     pub fn handle_from_guest(&mut self, now: Instant, frame: &mut [u8], out: &mut impl Output) {
         self.frames_from_guest += 1;
+        self.composer.now = now;
         if let Err(reason) = self.ethernet(now, frame, out) {
             self.composer.drops.count(reason);
         }
@@ -329,7 +375,7 @@ impl Stack {
 
     /// The host accepted a connect.
     pub fn handle_tcp_connected(&mut self, flow: Id, now: Instant) {
-        self.tcp.handle_connected(flow, now);
+        self.tcp.handle_connected(flow, now, &mut self.composer.drops);
     }
 
     /// The host refused a connect.
@@ -352,7 +398,7 @@ impl Stack {
         client: SocketAddr,
     ) -> Result<Id, DropReason> {
         let (shown, stand_in) = self.published(to, client);
-        self.tcp.handle_accepted(now, (listener, client), shown, stand_in)
+        self.tcp.handle_accepted(now, (listener, client), shown, stand_in, &mut self.composer.drops)
     }
 
     /// How the guest sees a published port's client: its own end if the client can be shown, and the stand-in.
@@ -376,6 +422,11 @@ impl Stack {
     pub fn handle_listener_gone(&mut self, listener: usize) {
         self.udp.forget_listener(listener);
         self.tcp.ledger.forget_port(listener);
+    }
+
+    /// What the host socket of a flow holds in the kernel; [`Stack::finish_tcp`] acts on it.
+    pub fn charge_tcp(&mut self, flow: Id, kernel: usize) {
+        self.tcp.charge(flow, kernel);
     }
 
     /// See [`Tcp::handle_host_shut`].

@@ -141,6 +141,17 @@ impl Ping {
         self.sessions.at(slot).map(|(id, session)| session.record(id, false))
     }
 
+    /// Ends the session that has been idle longest; false if there is none.
+    pub fn shed(&mut self) -> bool {
+        while let Some((at, id)) = self.deadlines.pop_earliest() {
+            if self.expire(id, at, at, true) {
+                self.evicted += 1;
+                return true;
+            }
+        }
+        false
+    }
+
     /// The session of an echo request to `target` with `len` bytes of data.
     pub fn route_from_guest(&mut self, now: Instant, guest: (IpAddr, u16), target: IpAddr, len: usize) -> Id {
         let request = Traffic::from_guest(1, len);
@@ -154,12 +165,7 @@ impl Ping {
             session.traffic.add(&request);
             return id;
         }
-        while self.sessions.len() >= self.max_sessions {
-            let Some((at, id)) = self.deadlines.pop_earliest() else { break };
-            if self.expire(id, at, now, true) {
-                self.evicted += 1;
-            }
-        }
+        while self.sessions.len() >= self.max_sessions && self.shed() {}
         let session = Session { guest, ident, target, opened: now, last: now, traffic: request, armed: None };
         let id = self.sessions.insert(session);
         self.by_guest.insert((guest, ident), id);

@@ -368,6 +368,13 @@ impl Udp {
         }
     }
 
+    /// Ends the mapping that expires first; false if there is none.
+    pub fn shed(&mut self) -> bool {
+        let before = self.evicted;
+        self.evict(Kind::Udp);
+        self.evicted > before
+    }
+
     /// A datagram of the guest: how it leaves, and to whom (`target` is where policy sends it; a published client's true
     /// address wins). `alias`: it went to the gateway address. `size`: what it is counted as.
     pub fn route_from_guest(

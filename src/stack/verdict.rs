@@ -58,11 +58,13 @@ drop_reasons! {
     TooBig = "too_big",
     /// For a guest that nobody has seen and that does not answer, or more than is held for one.
     Unresolved = "unresolved",
+    /// A flow that ended because flows hold as many bytes as they may.
+    Memory = "memory",
     /// For a MAC or address that no member of the network has.
     NoMember = "no_member",
     /// Between members of a network that keeps them apart.
     Isolated = "isolated",
-    /// More ICMP errors or echo than the rate allows.
+    /// More answers (ICMP errors, resets, echo) or copies to everybody than the rate allows.
     RateLimited = "rate_limited",
     /// Lost on purpose (`stack::fault`).
     FaultLoss = "fault_loss",
@@ -98,6 +100,11 @@ impl DropCounters {
     /// Counts several of one reason.
     pub fn count_all(&mut self, reason: DropReason, how_many: u64) {
         self.0[reason as usize] += how_many;
+    }
+
+    /// Everything that was dropped, but by a link or lane that took no more: what the guest should not have sent.
+    pub fn junk(&self) -> u64 {
+        self.0.iter().sum::<u64>() - self.get(DropReason::Link) - self.get(DropReason::HandOver)
     }
 
     /// The count of one reason.

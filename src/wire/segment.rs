@@ -21,6 +21,11 @@ const UDP_HDR_LEN: usize = 8;
 /// TCP segments of at least 48 bytes less options (TCP_MIN_SND_MSS, include/net/tcp.h): 1820 with timestamps. Of pieces of a
 /// byte, one frame of a member would become 65 000 for another.
 pub const MAX_PIECES: usize = 2048;
+/// Least payload of each packet of a TCP super-frame: TCP_MIN_SND_MSS (48, include/net/tcp.h) less the options that Linux counts in it
+/// (40). No kernel cuts finer, and a frame of 64 KiB in single bytes would be as many packets.
+const LEAST_SEGMENT: u16 = 8;
+/// Packets of a UDP super-frame: UDP_MAX_SEGMENTS (include/linux/udp.h).
+const MAX_DATAGRAMS: usize = 128;
 
 /// The headers are not those that the vnet header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +73,14 @@ fn transport_header(frame: &[u8], at: usize, hdr: &VnetHdr) -> Result<usize, Mis
         Gso::None | Gso::Unknown(_) => return Err(Mismatch),
     };
     let least = if hdr.gso == Gso::Udp { UDP_HDR_LEN } else { TCP_HDR_LEN };
-    if len < least || at + len > frame.len() || hdr.gso_size == 0 { Err(Mismatch) } else { Ok(len) }
+    if len < least || at + len > frame.len() || hdr.gso_size == 0 {
+        return Err(Mismatch);
+    }
+    let fine = match hdr.gso {
+        Gso::Udp => (frame.len() - at - len).div_ceil(hdr.gso_size.into()) > MAX_DATAGRAMS,
+        _ => hdr.gso_size < LEAST_SEGMENT,
+    };
+    if fine { Err(Mismatch) } else { Ok(len) }
 }
 
 /// Cuts a super-frame; each packet is built in `buf`, which must hold the largest of them, and lent to `each` as a frame.
@@ -318,8 +330,8 @@ mod tests {
     /// One frame of a member is not a flood for another.
     #[test]
     fn a_frame_of_very_many_pieces_is_refused() {
-        for (len, cuts) in [(MAX_PIECES * 3, true), (MAX_PIECES * 3 + 1, false), (60_000, false)] {
-            let (frame, hdr) = frame(true, false, &vec![7; len], 3, 0);
+        for (len, cuts) in [(MAX_PIECES * 8, true), (MAX_PIECES * 8 + 1, false), (60_000, false)] {
+            let (frame, hdr) = frame(true, false, &vec![7; len], 8, 0);
             let (mut buf, mut pieces) = (vec![0; 66_000], 0);
             let result = cut(&frame, &hdr, false, &mut buf, |_| pieces += 1);
             assert_eq!((result.is_ok(), pieces), (cuts, if cuts { MAX_PIECES } else { 0 }), "{len} bytes");

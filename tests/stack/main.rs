@@ -5,6 +5,7 @@
 //! checked for lengths, checksums and segmentation before a test sees it (`sim::parse`).
 #![allow(clippy::unwrap_used)] // a test that fails by panic is a test that fails
 
+mod attacks;
 mod datagrams;
 mod faulty;
 mod guest_tcp;

@@ -16,7 +16,7 @@ use crate::sim::{GATEWAY_MAC, Ip, SYN, Seg, TCP, UDP, all_offloads, at, config, 
 
 /// What every TAP got, by member.
 #[derive(Default)]
-struct Taps(Vec<Vec<Vec<u8>>>);
+pub struct Taps(pub Vec<Vec<Vec<u8>>>);
 
 impl Members for Taps {
     fn to_member(&mut self, member: u16, frame: &[u8]) {
@@ -26,10 +26,10 @@ impl Members for Taps {
 
 /// What one stack handed out.
 #[derive(Default)]
-struct Own {
-    frames: Vec<Vec<u8>>,
-    dns: Vec<String>,
-    to_host: usize,
+pub struct Own {
+    pub frames: Vec<Vec<u8>>,
+    pub dns: Vec<String>,
+    pub to_host: usize,
 }
 
 impl Output for Own {
@@ -48,23 +48,23 @@ impl Output for Own {
     }
 }
 
-struct Net {
-    switch: Switch,
-    stacks: Vec<Stack>,
-    owns: Vec<Own>,
-    taps: Taps,
-    now: Instant,
+pub struct Net {
+    pub switch: Switch,
+    pub stacks: Vec<Stack>,
+    pub owns: Vec<Own>,
+    pub taps: Taps,
+    pub now: Instant,
 }
 
-fn mac(member: u16) -> [u8; 6] {
+pub fn mac(member: u16) -> [u8; 6] {
     [0x02, 0x42, 10, 0, 2, 10 + member as u8]
 }
 
-fn v4(member: u16) -> IpAddr {
+pub fn v4(member: u16) -> IpAddr {
     Ipv4Addr::new(10, 0, 2, 10 + member as u8).into()
 }
 
-fn v6(member: u16) -> IpAddr {
+pub fn v6(member: u16) -> IpAddr {
     Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 0x10 + member).into()
 }
 
@@ -92,7 +92,7 @@ fn named(names: &[&str], links: &[&str]) -> Membership {
 }
 
 impl Net {
-    fn new(icc: bool, internal: bool, members: u16) -> Self {
+    pub fn new(icc: bool, internal: bool, members: u16) -> Self {
         let mut net = Self::empty(icc);
         for member in 0..members {
             net.join(member, all_offloads(), named(&[&format!("m{member}")], &[])).unwrap();
@@ -123,13 +123,13 @@ impl Net {
         Ok(())
     }
 
-    fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.taps.0.iter_mut().for_each(Vec::clear);
         self.owns.iter_mut().for_each(|own| *own = Own::default());
     }
 
     /// A frame as it is.
-    fn raw(&mut self, member: u16, frame: &[u8]) {
+    pub fn raw(&mut self, member: u16, frame: &[u8]) {
         let at = usize::from(member);
         let mut frame = frame.to_vec();
         let Self { switch, stacks, owns, taps, now } = self;
@@ -137,7 +137,7 @@ impl Net {
     }
 
     /// A packet in a frame of this member's for that MAC; returns who got something.
-    fn send(&mut self, member: u16, to: [u8; 6], packet: &Ip) -> Vec<u16> {
+    pub fn send(&mut self, member: u16, to: [u8; 6], packet: &Ip) -> Vec<u16> {
         self.clear();
         self.raw(member, &framed(member, to, packet));
         self.reached()

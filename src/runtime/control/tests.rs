@@ -56,7 +56,9 @@ impl World {
         assert!(crate::wire::dns_name::append(&mut query, name));
         query.extend([0, TYPE_A as u8, 0, 1]);
         let (guest, server) = (([10, 0, 2, 100], 4000).into(), ([10, 0, 2, 3], 53).into());
-        self.queries.blocking_send(DnsQuery::Udp { endpoint: FIRST, guest, server, query }).expect("control lives");
+        self.queries
+            .blocking_send(DnsQuery::Udp { endpoint: FIRST, guest, server, query, ticket: Ticket::default() })
+            .expect("control lives");
         let answer = self.answers.blocking_recv().expect("answered");
         assert_eq!((answer.guest, answer.server), (guest, server));
         (rcode(&answer.answer), addresses(&answer.answer, 8))

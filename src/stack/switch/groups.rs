@@ -56,6 +56,8 @@ pub struct Full;
 pub struct Groups {
     joined: HashMap<IpAddr, Vec<(u16, Instant)>, FixedState>,
     count: usize,
+    /// Groups of each member.
+    own: HashMap<u16, usize, FixedState>,
     limits: GroupLimits,
     next_query: Option<Instant>,
 }
@@ -72,7 +74,9 @@ pub enum Report {
 impl Groups {
     /// Nobody has joined anything. `seed`: a group's place in the table shall not be for guests to choose.
     pub fn new(limits: GroupLimits, seed: u64) -> Self {
-        Self { joined: HashMap::with_hasher(FixedState::with_seed(seed)), count: 0, limits, next_query: None }
+        let state = || FixedState::with_seed(seed);
+        let (joined, own) = (HashMap::with_hasher(state()), HashMap::with_hasher(state()));
+        Self { joined, count: 0, own, limits, next_query: None }
     }
 
     /// Memberships.
@@ -104,11 +108,11 @@ impl Groups {
             place.1 = until;
             return Ok(());
         }
-        // Only a new membership looks at all, and their number is bounded.
-        let own = self.joined.values().filter(|all| all.iter().any(|&(who, _)| who == member)).count();
-        if self.count >= self.limits.all || own >= self.limits.per_member {
+        let own = self.own.entry(member).or_default();
+        if self.count >= self.limits.all || *own >= self.limits.per_member {
             return Err(Full);
         }
+        *own += 1;
         self.joined.entry(group).or_default().push((member, until));
         self.count += 1;
         self.next_query.get_or_insert(now + QUERY_INTERVAL);
@@ -121,6 +125,9 @@ impl Groups {
         {
             all.swap_remove(at);
             self.count -= 1;
+            if let Some(own) = self.own.get_mut(&member) {
+                *own -= 1;
+            }
             if all.is_empty() {
                 self.joined.remove(&group);
             }
@@ -138,9 +145,18 @@ impl Groups {
             !all.is_empty()
         });
         self.count = self.joined.values().map(Vec::len).sum();
+        self.own.clear();
+        for &(who, _) in self.joined.values().flatten() {
+            *self.own.entry(who).or_default() += 1;
+        }
         if self.count == 0 {
             self.next_query = None;
         }
+    }
+
+    /// How many are in a group.
+    pub fn size(&self, group: IpAddr) -> usize {
+        self.joined.get(&group).map_or(0, Vec::len)
     }
 
     /// Who is in a group, with the time until which that holds. The place `at`, so that the caller may act in between.

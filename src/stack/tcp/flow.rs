@@ -61,6 +61,18 @@ pub(super) struct TcpFlow {
     /// What it had carried at the last look at its pace, and when that was.
     pub paced: u64,
     pub paced_at: Instant,
+    /// What it had carried to the guest and to the host when it got its socket, for [`super::hoard`].
+    pub bases: [u64; 2],
+    /// What its rings and its host socket hold, as charged.
+    pub charge: usize,
+    /// The part of that in the host socket, as it counts.
+    pub kernel: usize,
+    /// Bytes that the guest and the host have taken, and when that last changed.
+    pub delivered: u64,
+    pub progress: Instant,
+    /// Its entries among those that may give way.
+    pub ranked_idle: Option<Instant>,
+    pub ranked_holder: Option<Instant>,
 }
 
 impl TcpFlow {
@@ -93,6 +105,13 @@ impl TcpFlow {
             carried_before: 0,
             paced: 0,
             paced_at: now,
+            bases: [0; 2],
+            charge: 0,
+            kernel: 0,
+            delivered: 0,
+            progress: now,
+            ranked_idle: None,
+            ranked_holder: None,
         }
     }
 

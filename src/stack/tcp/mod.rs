@@ -24,13 +24,15 @@
 //! **Timers.** smoltcp's (retransmission ≥ 1 s, zero-window probe), in a lazy heap; a guest that owes an answer for
 //! [`GIVE_UP`] loses the flow; a handshake has [`HANDSHAKE`].
 //!
-//! **Limits.** `max_flows` in all (a SYN above it is dropped and counted), `max_opening` connects that the host has not
-//! answered (the oldest gives way), rings by `rings::RingPool`.
+//! **Limits.** `max_flows` in all (the longest idle gives way; where none is, a SYN is dropped and counted), `max_opening`
+//! connects that the host has not answered and `max_half_open` that the guest has not (the oldest gives way), `held` bytes in rings
+//! and host sockets (`hoard`), large rings by `rings::RingPool`.
 //!
 //! Deliberately not: urgent data, TCP Fast Open, ECN, forwarding of the guest's options.
 
 mod account;
 mod flow;
+pub mod hoard;
 pub mod isn;
 mod opening;
 pub mod port;
@@ -59,6 +61,7 @@ use crate::wire::icmp_error::IcmpError;
 use crate::wire::tcp_segment::{self, ACK, FIN, PSH, RST, SYN, Segment};
 use account::record;
 use flow::{Phase, TcpFlow};
+use hoard::Waiting;
 use isn::IsnClock;
 use port::Port;
 use rest::REST;
@@ -86,6 +89,10 @@ pub struct TcpLimits {
     pub max_flows: usize,
     /// Connects that the host has not answered.
     pub max_opening: usize,
+    /// Connections of which the guest has not finished the handshake.
+    pub max_half_open: usize,
+    /// Bytes that flows hold in their rings and, where they stand still, in the kernel, where each counts as four.
+    pub held: usize,
     /// Flows with large rings.
     pub large_rings: usize,
 }
@@ -93,8 +100,9 @@ pub struct TcpLimits {
 impl Default for TcpLimits {
     fn default() -> Self {
         // 16 384 flows × one descriptor stay below the usual hard limit of 1 048 576 and 2 × 64 KiB rings below 2 GiB of
-        // address space; 512 unanswered connects is dataplane.md's rule 8; 256 large pairs are 512 MiB if all are bulk.
-        Self { max_flows: 16_384, max_opening: 512, large_rings: 256 }
+        // address space; 512 unanswered connects is dataplane.md's rule 8; 256 large pairs are 512 MiB if all are bulk, and no
+        // guest has more of anything. Half-open ones: tcp_max_syn_backlog of Linux, at 1024 from 1 GiB of memory on (net/ipv4/tcp.c).
+        Self { max_flows: 16_384, max_opening: 512, max_half_open: 1024, held: 512 << 20, large_rings: 256 }
     }
 }
 
@@ -180,8 +188,14 @@ pub struct Tcp {
     deadlines: Deadlines<Id>,
     dirty: VecDeque<Id>,
     work: VecDeque<TcpWork>,
-    opening: VecDeque<Id>,
+    opening: Waiting,
     opening_now: usize,
+    half_open: Waiting,
+    half_open_now: usize,
+    /// Who gives way (`hoard`): of all, and of those that hold bytes.
+    idle: Deadlines<Id>,
+    holders: Deadlines<Id>,
+    held: usize,
     rings: RingPool,
     isn: IsnClock,
     limits: TcpLimits,
@@ -210,8 +224,13 @@ impl Tcp {
             deadlines: Deadlines::default(),
             dirty: VecDeque::new(),
             work: VecDeque::new(),
-            opening: VecDeque::new(),
+            opening: Waiting::default(),
             opening_now: 0,
+            half_open: Waiting::default(),
+            half_open_now: 0,
+            idle: Deadlines::default(),
+            holders: Deadlines::default(),
+            held: 0,
             rings: RingPool::new(limits.large_rings),
             isn: IsnClock::new(seed.rotate_left(17)),
             limits,
@@ -228,6 +247,8 @@ impl Tcp {
         let share = |bound: usize| bound.div_ceil(count.max(1));
         self.limits.max_flows = share(self.limits.max_flows);
         self.limits.max_opening = share(self.limits.max_opening);
+        self.limits.max_half_open = share(self.limits.max_half_open);
+        self.limits.held = share(self.limits.held);
         self.limits.large_rings = share(self.limits.large_rings);
         self.rings = RingPool::new(self.limits.large_rings);
     }
@@ -341,7 +362,9 @@ impl Tcp {
                     flags: ACK,
                     window: flow.wire.window,
                 };
-                composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
+                if composer.may_answer() {
+                    composer.send_tcp_bare(key.peer(), key.guest(), fields, out);
+                }
                 return Ok(());
             }
             // The guest gave the first attempt up and uses the port again.
@@ -384,6 +407,7 @@ impl Tcp {
             && !matches!(state, State::SynSent | State::SynReceived | State::Listen | State::Closed)
         {
             flow.phase = Phase::Open;
+            self.half_open_now -= 1;
         }
         // What was sent from small rings has just been acknowledged: the moment to go on with large ones.
         rest::step_up(&mut self.iface, &mut self.rings, flow, now);
@@ -493,6 +517,10 @@ impl Tcp {
     pub fn finish(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
         self.send_due(id, now, composer, out);
         self.settle_account(id, now);
+        self.weigh(id);
+        if self.held > self.limits.held {
+            self.shed_over(now, composer, out);
+        }
     }
 
     fn send_due(&mut self, id: Id, now: Instant, composer: &mut Composer, out: &mut impl Output) {
@@ -576,9 +604,12 @@ impl Tcp {
         let Some(flow) = self.flows.remove(id) else { return };
         self.by_key.remove(&flow.key);
         self.ledger.closed(|| record((self.lane, id), &flow, Some(in_order)));
-        if flow.phase == Phase::Connecting {
-            self.opening_now -= 1;
+        match flow.phase {
+            Phase::Connecting => self.opening_now -= 1,
+            Phase::Handshake => self.half_open_now -= 1,
+            Phase::Open => {}
         }
+        self.held -= flow.charge;
         if flow.wire.offset.is_some() {
             self.isn.end(&flow.key, flow.wire.sent_end, now);
         }
@@ -647,6 +678,9 @@ fn mark(dirty: &mut VecDeque<Id>, id: Id, flow: &mut TcpFlow) {
 
 /// Answers a segment that belongs to nothing (RFC 9293, section 3.10.7.1).
 fn reset_unknown(key: &FlowKey, segment: &Segment<'_>, composer: &mut Composer, out: &mut impl Output) {
+    if !composer.may_answer() {
+        return;
+    }
     let fields = if segment.has(ACK) {
         BareTcp { seq: segment.ack(), ack: 0, flags: RST, window: 0 }
     } else {

@@ -14,7 +14,7 @@ use crate::stack::Output;
 use crate::stack::arena::Id;
 use crate::stack::compose::{BareTcp, Composer, DEFAULT_TTL, proto, write_ip_header};
 use crate::stack::flow::FlowKey;
-use crate::stack::verdict::DropReason;
+use crate::stack::verdict::{DropCounters, DropReason};
 use crate::wire::tcp_segment::{self, ACK, RST, SYN, Segment};
 
 impl Tcp {
@@ -48,15 +48,16 @@ impl Tcp {
             OpenVerdict::Ignore(reason) => return Err(reason),
         };
         if self.flows.len() >= self.limits.max_flows {
-            return Err(DropReason::TableFull);
+            let idle = self.longest_idle(now, false).ok_or(DropReason::TableFull)?;
+            self.give_way(idle, DropReason::TableFull, now, composer, out);
         }
         while self.opening_now >= self.limits.max_opening {
             // The oldest unanswered connect gives way; the guest has long since had time to try again.
-            let Some(oldest) = self.opening.pop_front() else { break };
-            if self.flows.get(oldest).is_some_and(|flow| flow.phase == Phase::Connecting) {
-                composer.drops.count(DropReason::TableFull);
-                self.remove(oldest, now, false);
-            }
+            let flows = &self.flows;
+            let waits = |id| flows.get(id).is_some_and(|flow: &TcpFlow| flow.phase == Phase::Connecting);
+            let Some(oldest) = self.opening.pop(waits) else { break };
+            composer.drops.count(DropReason::TableFull);
+            self.remove(oldest, now, false);
         }
         let guest_isn = segment.seq();
         let mut socket = self.rings.take(false);
@@ -81,15 +82,10 @@ impl Tcp {
             flow.guest_isn = guest_isn;
             flow.traffic.from_guest_packets = 1;
         }
-        self.opening.push_back(id);
+        let Self { opening, flows, .. } = self;
+        opening
+            .push(id, self.limits.max_opening, |id| flows.get(id).is_some_and(|flow| flow.phase == Phase::Connecting));
         self.opening_now += 1;
-        // Entries of flows that are answered leave the queue when they reach its front; keep it from growing beyond.
-        while self.opening.len() > 2 * self.limits.max_opening {
-            let Some(front) = self.opening.pop_front() else { break };
-            if self.flows.get(front).is_some_and(|flow| flow.phase == Phase::Connecting) {
-                self.opening.push_back(front);
-            }
-        }
         self.work.push_back(TcpWork::Connect { flow: id, target });
         Ok(())
     }
@@ -98,6 +94,8 @@ impl Tcp {
         let key = flow.key;
         let id = self.flows.insert(flow);
         self.by_key.insert(key, id);
+        let now = self.flows.get(id).map(|flow| flow.opened);
+        self.rank(id, now.unwrap_or(self.latest));
         if let Some(flow) = self.flows.get(id) {
             self.ledger.opened(|| record((self.lane, id), flow, None));
         }
@@ -105,7 +103,11 @@ impl Tcp {
     }
 
     /// The host answered a [`TcpWork::Connect`].
-    pub fn handle_connected(&mut self, flow: Id, now: Instant) {
+    pub fn handle_connected(&mut self, flow: Id, now: Instant, drops: &mut DropCounters) {
+        let waits = self.flows.get(flow).is_some_and(|entry| entry.phase == Phase::Connecting);
+        if waits {
+            self.half_open(flow, now, drops);
+        }
         if let Some(entry) = self.flows.get_mut(flow)
             && entry.phase == Phase::Connecting
         {
@@ -117,6 +119,22 @@ impl Tcp {
             self.opening_now -= 1;
             mark(&mut self.dirty, flow, entry);
         }
+    }
+
+    /// One more flow waits for the guest's part of the handshake.
+    fn half_open(&mut self, id: Id, now: Instant, drops: &mut DropCounters) {
+        while self.half_open_now >= self.limits.max_half_open {
+            let flows = &self.flows;
+            let waits = |id| flows.get(id).is_some_and(|flow: &TcpFlow| flow.phase == Phase::Handshake);
+            let Some(oldest) = self.half_open.pop(waits) else { break };
+            drops.count(DropReason::TableFull);
+            self.remove(oldest, now, false);
+        }
+        let Self { half_open, flows, .. } = self;
+        half_open.push(id, self.limits.max_half_open, |other| {
+            other == id || flows.get(other).is_some_and(|flow| flow.phase == Phase::Handshake)
+        });
+        self.half_open_now += 1;
     }
 
     /// The host refused, or nobody answered it.
@@ -168,9 +186,13 @@ impl Tcp {
         (listener, client): (usize, SocketAddr),
         shown: Option<SocketAddr>,
         stand_in: Option<(IpAddr, SocketAddr)>,
+        drops: &mut DropCounters,
     ) -> Result<Id, DropReason> {
         if self.flows.len() >= self.limits.max_flows {
-            return Err(DropReason::TableFull);
+            // The guest learns of it when it next says something there.
+            let idle = self.longest_idle(now, false).ok_or(DropReason::TableFull)?;
+            drops.count(DropReason::TableFull);
+            self.remove(idle, now, false);
         }
         let key = shown
             .map(|guest| FlowKey::new(guest, client))
@@ -191,6 +213,7 @@ impl Tcp {
         if let Some(flow) = self.flows.get_mut(id) {
             mark(&mut self.dirty, id, flow);
         }
+        self.half_open(id, now, drops);
         Ok(id)
     }
 }

@@ -138,6 +138,7 @@ fn give_socket(iface: &mut Interface, rings: &mut RingPool, flow: &mut TcpFlow, 
     }
     flow.wire.own_shift = socket.shift();
     flow.carried_before = flow.carried();
+    flow.bases = [flow.traffic.to_guest_bytes, flow.traffic.from_guest_bytes];
     flow.socket = Some(socket);
 }
 

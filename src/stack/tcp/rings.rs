@@ -71,6 +71,11 @@ impl FlowSocket {
         shift_of(if self.large { LARGE_RING } else { SMALL_RING })
     }
 
+    /// Bytes of each of its rings.
+    pub fn ring(&self) -> usize {
+        if self.large { LARGE_RING } else { SMALL_RING }
+    }
+
     /// The socket.
     pub fn get(&self) -> &tcp::Socket<'static> {
         self.set.get(self.handle)
@@ -119,6 +124,8 @@ pub struct RingPool {
     small: Shelf,
     large_in_use: usize,
     large_budget: usize,
+    /// Flows hold so much already that there are no more large ones.
+    pub tight: bool,
 }
 
 impl RingPool {
@@ -129,12 +136,13 @@ impl RingPool {
             small: Shelf::new(KEEP_SMALL, KEEP_SMALL_TOUCHED, SMALL_TOUCHED),
             large_in_use: 0,
             large_budget,
+            tight: false,
         }
     }
 
     /// Whether a large pair is to be had.
     pub fn has_large(&self) -> bool {
-        self.large_in_use < self.large_budget
+        self.large_in_use < self.large_budget && !self.tight
     }
 
     /// How much a guest may have under way in one flow: what is there, shared by those that are bulky.

@@ -27,7 +27,9 @@ use crate::spaces::{Ns, Proc, SCRATCH, wait_for};
 use crate::tools::{any, ask_tcp, ask_udp, at, connect, echo_tcp, tell_tcp, tell_udp};
 use crate::world::{HOST4, INET4, INET6, World};
 
+mod attacker;
 mod figures;
+mod hostile;
 
 /// Tells the process what it is to be.
 const CONFIG: &str = "TAPWAY_TEST_NETWORK";
