@@ -15,6 +15,7 @@ mod spaces;
 mod attach;
 mod capture;
 mod control;
+mod death;
 mod dhcp;
 mod dns;
 mod fair;
