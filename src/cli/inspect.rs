@@ -97,6 +97,10 @@ fn docker(Kept { sandbox, ended, code }: &Kept, runs: bool, store: &Store) -> Va
         "Config": { "Hostname": about.hostname, "Cmd": about.command },
         "NetworkSettings": { "Ports": ports, "Networks": networks },
     });
+    if !about.aside.is_empty() {
+        all["NetworkSettings"]["Aside"] =
+            about.aside.iter().map(|aside| json!({ "Network": aside.network, "Reason": aside.why })).collect();
+    }
     if about.detached {
         all["LogPath"] = store.log(&sandbox.id).to_string_lossy().into();
     }

@@ -108,6 +108,16 @@ pub struct Slirp {
     pub dns: bool,
 }
 
+/// A sandbox's id as one number that is never 0.
+pub fn mark(id: &str) -> u64 {
+    1 << 63 | u64::from_str_radix(id, 16).unwrap_or_default()
+}
+
+/// The id of which [`mark`] made this; none of 0.
+pub fn sandbox_of(mark: u64) -> Option<String> {
+    (mark != 0).then(|| format!("{:012x}", mark & !(1 << 63)))
+}
+
 /// Everything the data plane must know of an endpoint before its first frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointConfig {

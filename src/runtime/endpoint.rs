@@ -76,6 +76,8 @@ pub struct Parts {
 pub struct Endpoint {
     /// Its number.
     pub id: Id,
+    /// Its sandbox ([`crate::network::config::mark`]).
+    pub mark: u64,
     /// Its core.
     pub stack: Stack,
     /// Its descriptors.
@@ -102,6 +104,7 @@ impl Endpoint {
     /// Puts it together; nothing of the guest's is read before [`Sockets::register`].
     pub fn new(parts: Parts, limits: Limits, seed: u64, now: Instant, epoll: Arc<Epoll>) -> Self {
         let Parts { id, config, tap, captures, flows, queries, faults, shared } = parts;
+        let mark = crate::network::config::mark(&config.id);
         let mut sockets = Sockets::new(id, &config, tap, epoll, queries);
         sockets.captures = captures;
         sockets.now = now;
@@ -114,6 +117,7 @@ impl Endpoint {
         }
         Self {
             id,
+            mark,
             stack,
             sockets,
             touched: false,

@@ -19,6 +19,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use nix::errno::Errno;
@@ -138,6 +139,14 @@ impl Members for Table {
     }
 }
 
+/// Where nobody looks.
+static UNSEEN: AtomicU64 = AtomicU64::new(0);
+
+/// In debug builds: a frame that has the bytes of this variable ends the process, as if it were one that we cannot bear. For tests of what
+/// becomes of a guest that has such frames (`sandbox::blame`).
+#[cfg(debug_assertions)]
+pub const LETHAL: &str = "TAPWAY_DEBUG_LETHAL";
+
 /// The data plane.
 pub struct Engine {
     epoll: Arc<Epoll>,
@@ -155,6 +164,10 @@ pub struct Engine {
     addresses_at: Option<Instant>,
     addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     tap_gone: bool,
+    /// Whose turn it is ([`config::mark`]), where those see it who outlive this process; 0 between turns.
+    serving: &'static AtomicU64,
+    #[cfg(debug_assertions)]
+    lethal: Option<Vec<u8>>,
     turn: u64,
     /// Bytes that this turn moved.
     moved: u64,
@@ -215,6 +228,9 @@ impl Engine {
             addresses_at: None,
             addresses: (None, None),
             tap_gone: false,
+            serving: &UNSEEN,
+            #[cfg(debug_assertions)]
+            lethal: std::env::var_os(LETHAL).map(std::os::unix::ffi::OsStringExt::into_vec),
             turn: 0,
             moved: 0,
             vigil: Vigil::default(),
@@ -224,6 +240,11 @@ impl Engine {
             exit: None,
         };
         Ok((engine, Ends { queries, ask, answers, wake, orders, epoll, since }))
+    }
+
+    /// Notes there whose turn it is.
+    pub fn tell_turns(&mut self, serving: &'static AtomicU64) {
+        self.serving = serving;
     }
 
     /// Ends when the other side of `exit` closes.
@@ -304,6 +325,7 @@ impl Engine {
     fn turns(&mut self) -> Result<End, RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         let mut taps = Vec::with_capacity(EVENTS);
+        let serving = self.serving;
         loop {
             let ready = self.wait(&mut events)?;
             let now = self.now();
@@ -318,6 +340,7 @@ impl Engine {
                     Some(Token::Endpoint(slot, what)) => {
                         if let Some(endpoint) = self.table.touch(slot) {
                             endpoint.sockets.share = share;
+                            serving.store(endpoint.mark, Ordering::Relaxed);
                             endpoint.handle_event(what, event.events(), now, &mut self.datagram);
                         }
                     }
@@ -337,11 +360,13 @@ impl Engine {
                 // Not due again before it has settled.
                 self.due.set(slot, None);
                 let Some(endpoint) = self.table.touch(slot as u32) else { continue };
+                serving.store(endpoint.mark, Ordering::Relaxed);
                 endpoint.handle_timeout(now, &mut self.datagram);
                 if endpoint.sockets.faults.is_some() {
                     self.release(slot as u32, now);
                 }
             }
+            serving.store(0, Ordering::Relaxed);
             if let Some(switch) = &mut self.switch
                 && switch.next_timeout().is_some_and(|at| at <= now)
             {
@@ -351,6 +376,7 @@ impl Engine {
                 self.control_ready(now);
             }
             self.settle(now);
+            serving.store(0, Ordering::Relaxed);
             self.vigil.handle_turn(ready, std::mem::take(&mut self.moved));
         }
     }
@@ -421,6 +447,7 @@ impl Engine {
             return Ok(());
         }
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
+        self.serving.store(endpoint.mark, Ordering::Relaxed);
         let result = self.read_frames(&mut endpoint, share, now);
         if endpoint.sockets.faults.is_some() {
             self.release_from_guest(&mut endpoint, now);
@@ -478,6 +505,13 @@ impl Engine {
             };
             bytes += len;
             let frame = &mut self.frame[..len];
+            #[cfg(debug_assertions)]
+            if let Some(lethal) = &self.lethal
+                && frame.windows(lethal.len().max(1)).any(|bytes| bytes == lethal.as_slice())
+            {
+                tracing::error!("a lethal frame ({LETHAL})");
+                std::process::abort();
+            }
             endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
             if !endpoint.sockets.captures.is_empty() {
                 endpoint.sockets.captures.take(Direction::FromGuest, frame);
@@ -509,6 +543,7 @@ impl Engine {
         while let Some(slot) = self.table.touched.pop() {
             let Some(endpoint) = self.table.at(slot) else { continue };
             endpoint.touched = false;
+            self.serving.store(endpoint.mark, Ordering::Relaxed);
             endpoint.settle(now);
             self.moved += endpoint.moved();
             if let Some(at) = endpoint.next_look() {

@@ -37,6 +37,7 @@ pub mod vigil;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
 
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::confine;
@@ -99,21 +100,21 @@ fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Runt
     move |source| RuntimeError::System { what, source: source.into() }
 }
 
-/// Serves one endpoint; returns when the monitor is gone.
-pub fn network_process(conn: OwnedFd) -> ExitCode {
-    match serve(&conn) {
+/// Serves one endpoint; returns when the monitor is gone. Whose turn it is (`engine`) is noted in `serving`.
+pub fn network_process(conn: OwnedFd, serving: &'static AtomicU64) -> ExitCode {
+    match serve(&conn, serving) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RuntimeError::Attach(AttachError::Closed)) => ExitCode::SUCCESS,
         Err(error) => {
             let desc = crate::telemetry::chain(&error);
             tracing::error!("{desc}");
-            let _ = attach::send(conn.as_fd(), &FromNetwork::Failed { desc }, &[]);
+            let _ = attach::send(conn.as_fd(), &FromNetwork::Failed { desc, aside: false }, &[]);
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
+fn serve(conn: &OwnedFd, serving: &'static AtomicU64) -> Result<(), RuntimeError> {
     let text = crate::sys::memory::Text::find();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
@@ -122,7 +123,8 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     let attached = receive(conn)?;
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
-    let (engine, mut control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    let (mut engine, mut control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    engine.tell_turns(serving);
     control.set_confinement(confinement);
     // When the lease is over, host sockets close with a reset, listeners with them.
     start_control(control, || std::process::exit(0))?;

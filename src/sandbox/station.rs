@@ -97,8 +97,10 @@ pub enum Said {
     Replaced(String),
     /// The process that this interface's endpoint was leaving has let go of everything.
     Left(String),
-    /// The endpoint of this interface, which had never been ready, is not served: why.
+    /// The endpoint of this interface is not served: why.
     Refused(String, String),
+    /// The same, and for good: its frames have killed the network's process.
+    Aside(String, String),
 }
 
 /// What has happened, of the station's own.
@@ -407,8 +409,8 @@ impl Station {
                     endpoint.uplink.ready = true;
                     said.push(Said::Ready(interface));
                 }
-                Ok(Some(FromNetwork::Failed { desc })) => {
-                    said.push(Said::Refused(interface, desc));
+                Ok(Some(FromNetwork::Failed { desc, aside })) => {
+                    said.push(if aside { Said::Aside(interface, desc) } else { Said::Refused(interface, desc) });
                     return Ok(said);
                 }
                 Ok(Some(word)) => {

@@ -9,12 +9,14 @@
 //! | the monitor ends | it is waited for, then killed | it goes on with its other members |
 //!
 //! Either way what follows is the same: the endpoint is attached anew with the same TAP and the same listeners. A process
-//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again. A loss is counted once, though whoever is
+//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again; of a shared one only those deaths count that were at nobody's
+//! turn (`sandbox::blame`): who kills it again and again is put aside, and the others go on. A loss is counted once, though whoever is
 //! quick may meet the dying process of a shared network a second time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
@@ -25,6 +27,7 @@ use super::leases::HeldLease;
 use super::link::Link;
 use super::shared::{Shared, SharedError};
 use crate::network::config::Membership;
+use crate::sys;
 use crate::sys::spawn::{self, Forked};
 
 /// A network process that dies this often…
@@ -40,9 +43,26 @@ pub enum Source {
     /// Nowhere: the sandbox has no interface of its own.
     None,
     /// Forked; its body, given its end of the attach connection.
-    Own(fn(OwnedFd) -> ExitCode),
+    Own(Own),
     /// That of a shared network.
     Shared(Box<Member>),
+}
+
+/// A network process that is forked.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    body: fn(OwnedFd, &'static AtomicU64) -> ExitCode,
+    /// Not 0 while it serves the sandbox.
+    serving: &'static AtomicU64,
+}
+
+impl Own {
+    /// One whose body is this.
+    pub fn new(body: fn(OwnedFd, &'static AtomicU64) -> ExitCode) -> Self {
+        /// Where it is not known: a child writes to its own copy.
+        static UNSHARED: AtomicU64 = AtomicU64::new(0);
+        Self { body, serving: sys::memory::shared_word(None).unwrap_or(&UNSHARED) }
+    }
 }
 
 /// A sandbox's place on a shared network.
@@ -107,9 +127,9 @@ struct Losses {
 }
 
 impl Losses {
-    /// One more; true if it was one too many. A shared process that is dying or leaving may take one connection more before its
+    /// One more; true if there are too many beside those that are `excused`: somebody else's doing. A shared process that is dying or leaving may take one connection more before its
     /// listener closes: the same loss, seen twice.
-    fn count(&mut self, shared: bool, was_ready: bool, now: Instant) -> bool {
+    fn count(&mut self, shared: bool, was_ready: bool, blamed: usize, now: Instant) -> bool {
         let excuse = shared && !was_ready && !self.excused;
         self.excused = !was_ready && (excuse || self.excused);
         if !excuse {
@@ -118,7 +138,7 @@ impl Losses {
         while self.counted.front().is_some_and(|&loss| now.duration_since(loss) > DEATHS_WITHIN) {
             self.counted.pop_front();
         }
-        self.counted.len() >= MAX_DEATHS
+        self.counted.len() >= MAX_DEATHS + blamed
     }
 }
 
@@ -135,7 +155,7 @@ impl Source {
     pub fn open(&self) -> Result<Option<Uplink>, UplinkError> {
         let (conn, child) = match self {
             Self::None => return Ok(None),
-            Self::Own(body) => fork(*body).map(|(conn, child)| (conn, Some(child)))?,
+            Self::Own(own) => fork(*own).map(|(conn, child)| (conn, Some(child)))?,
             Self::Shared(member) => (member.shared.connect()?, None),
         };
         let link = Link::new(conn).map_err(call("make the attach connection non-blocking"))?;
@@ -151,7 +171,7 @@ impl Uplink {
 
     /// The connection is gone: reaps the process, and connects to another.
     pub fn replace(&mut self, source: &Source) -> Result<(), UplinkError> {
-        let how = match &mut self.child {
+        let mut how = match &mut self.child {
             // Where only the connection is gone, the process goes now.
             Some(child) => {
                 child.kill();
@@ -159,11 +179,29 @@ impl Uplink {
             }
             None => "the connection to it closed".to_owned(),
         };
-        if self.losses.count(self.child.is_none(), self.ready, Instant::now()) {
+        let mut blamed = 0;
+        if let Source::Own(own) = source
+            && own.serving.swap(0, Ordering::Relaxed) != 0
+        {
+            how += ", while it served the sandbox's frames or connections";
+        }
+        let open = |how: &str| {
+            tracing::warn!("the network process died ({how}); starting another");
+            source.open()
+        };
+        // Whoever starts the next one of a shared network finds out whose doing it was.
+        let mut next = None;
+        if let Source::Shared(member) = source {
+            next = open(&how)?;
+            blamed = member.shared.deaths().lately(DEATHS_WITHIN);
+        }
+        if self.losses.count(self.child.is_none(), self.ready, blamed, Instant::now()) {
             return Err(UplinkError::Dies { how });
         }
-        tracing::warn!("the network process died ({how}); starting another");
-        if let Some(mut next) = source.open()? {
+        if matches!(source, Source::Own(_)) {
+            next = open(&how)?;
+        }
+        if let Some(mut next) = next {
             next.losses = std::mem::take(&mut self.losses);
             *self = next;
         }
@@ -189,7 +227,7 @@ impl Uplink {
 
 /// Forks the network process. It has a session of its own, so that no terminal signals it, and only its end of the
 /// connection and stderr (for its log) are left to it.
-fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> {
+fn fork(Own { body, serving }: Own) -> Result<(OwnedFd, Child), UplinkError> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(call("make a socket pair"))?;
     match spawn::fork().map_err(call("fork the network process"))? {
@@ -202,7 +240,7 @@ fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> 
                 let _ = nix::unistd::dup2_stdout(&null);
             }
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            u8::from(body(theirs) != ExitCode::SUCCESS)
+            u8::from(body(theirs, serving) != ExitCode::SUCCESS)
         }),
     }
 }
@@ -214,7 +252,7 @@ mod tests {
     /// Which loss of those is one too many; each says whether frames flowed.
     fn last(shared: bool, ready: &[bool]) -> Option<usize> {
         let (mut losses, now) = (Losses::default(), Instant::now());
-        ready.iter().position(|&ready| losses.count(shared, ready, now))
+        ready.iter().position(|&ready| losses.count(shared, ready, 0, now))
     }
 
     #[test]
@@ -229,10 +267,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_somebodys_doing_is_not_held_against_the_others() {
+        let (mut losses, now) = (Losses::default(), Instant::now());
+        for blamed in 1..=5 {
+            assert!(!losses.count(true, true, blamed, now), "{blamed}");
+        }
+        assert!(!losses.count(true, true, 5, now) && !losses.count(true, true, 5, now));
+        assert!(losses.count(true, true, 5, now), "three of nobody's");
+    }
+
+    #[test]
     fn losses_are_forgotten() {
         let (mut losses, start) = (Losses::default(), Instant::now());
         for second in 0..50 {
-            assert!(!losses.count(true, true, start + Duration::from_secs(6 * second)), "{second}");
+            assert!(!losses.count(true, true, 0, start + Duration::from_secs(6 * second)), "{second}");
         }
     }
 }

@@ -330,7 +330,7 @@ fn remains(w: &World) -> BTreeMap<String, usize> {
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         put(format!("process {}", String::from_utf8_lossy(&words).replace('\0', " ")));
     }
-    let files = w.host.sh("find /mnt/run /mnt/home | sort");
+    let files = w.host.sh("find /mnt/run /mnt/home ! -name deaths | sort");
     files.lines().for_each(|line| put(format!("file {line}")));
     w.host.sh("ss -Hltun | awk '{print $1, $5}'").lines().for_each(|line| put(format!("socket {line}")));
     w.host.sh("awk '{print $2, $3}' /proc/self/mounts").lines().for_each(|line| put(format!("mount {line}")));
@@ -507,9 +507,12 @@ impl Play<'_> {
         });
         self.recovered.entry(kind).or_default().push(recovered);
         let Victim { run, runtime, ns, .. } = victim;
+        let mut threads = Some(threads);
+        let mut join = || threads.take().into_iter().flatten().for_each(|one| one.join().unwrap());
         if let Some(guest) = &run
             && kind.is_survived()
         {
+            join();
             w.tapway(&["stop", "-t", "0", "victim"]).ok();
             assert!(!guest.monitor.alive());
         }
@@ -531,8 +534,10 @@ impl Play<'_> {
                 std::fs::remove_file(w.path("home/tapway-api")).unwrap();
             }
         }
+        join();
+        // Connections that this process has closed, and whose last segment nobody acknowledges any more, would keep the namespace for a minute.
+        ns.cmd(&["ss", "-K", "state", "all"]).end();
         drop(ns);
-        threads.into_iter().for_each(|one| one.join().unwrap());
         drop(flows);
         // Whoever looks, or comes, tidies up after the dead.
         let tidy = || {
@@ -648,5 +653,124 @@ fn whoever_is_killed() {
         }
         assert!(count(&tally.cut) > 0 && count(&tally.whole) > 0, "nothing was under way");
         assert_eq!(pids().iter().filter(|&&pid| pid == stay.monitor.pid()).count(), 1);
+    });
+}
+
+/// What `tapway` prints as JSON.
+fn json(w: &World, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&w.tapway(args).ok()).unwrap()
+}
+
+/// Sends what is lethal in debug builds, again and again.
+const POISON: &str = "import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(20):
+    try: s.sendto(b'lethal-frame-4711', ('198.51.100.2', 9))
+    except OSError: pass
+    time.sleep(0.4)";
+
+#[test]
+fn who_kills_the_process_is_put_aside() {
+    World::run(|w| {
+        let lethal = |args: &[&str]| w.tapway(args).env("TAPWAY_DEBUG_LETHAL", "lethal-frame-4711");
+        let start = |name: &str, more: &[&str]| {
+            let args = [&["run", "-d", "--network", "web", "--name", name], more, &["--", "sleep", "1000"]].concat();
+            lethal(&args).ok().trim().to_owned()
+        };
+        create(w, &["web"]);
+        start("good", &["-p", "8080:7301"]);
+        let bad = start("bad", &[]);
+        lethal(&["exec", "bad", "python3", "-c", POISON]).ok();
+        let listed = w.tapway(&["ps"]).ok();
+        let of = |name: &str| listed.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{listed}"));
+        assert!(of("bad").contains("(put aside by web)") && !of("good").contains("aside"), "{listed}");
+        let seen = json(w, &["inspect", "bad"]);
+        assert_eq!(seen[0]["NetworkSettings"]["Aside"][0]["Network"], "web", "{seen}");
+        assert!(seen[0]["NetworkSettings"]["Networks"].get("web").is_none(), "{seen}");
+        let network = json(w, &["network", "inspect", "web"]);
+        assert_eq!(network[0]["Aside"], serde_json::json!([bad]), "{network}");
+        assert_eq!(network[0]["Containers"].as_object().unwrap().len(), 1, "{network}");
+        // It does not come back, and says why.
+        let again = lethal(&["network", "connect", "web", "bad"]).end();
+        assert!(again.code != 0 && again.stderr.contains("put aside"), "{}", again.stderr);
+        // The others live on, and more can come.
+        w.tapway(&["exec", "good", "ping", "-c1", "-W2", "198.51.100.2"]).ok();
+        lethal(&["run", "--network", "web", "--", "ping", "-c1", "-W2", "good"]).ok();
+        assert_eq!(processes().len(), 1);
+        // One with a process of its own: its monitor stops, and says why.
+        let args = ["run", "--network", "private", "--", "python3", "-c", POISON];
+        let ended = lethal(&args).end();
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(ended.code == 1 && last.contains("while it served the sandbox's frames"), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn an_upgrade_refuses_nobody() {
+    World::run(|w| {
+        create(w, &["web"]);
+        assert!(w.tapway(&["network", "upgrade", "web"]).ok().contains("no process"));
+        let one = member(w, "web", "one", &["-p", "8080:7301"]);
+        let two = member(w, "web", "two", &[]);
+        echo_tcp(&one.ns, at([0; 4], 7301));
+        let stop = AtomicBool::new(false);
+        let old = processes();
+        let (answered, reset) = thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let (mut answered, mut reset) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    // Nobody is refused, and nobody waits for ever.
+                    let mut stream = crate::tools::connect(&w.internet, at(HOST4, 8080)).unwrap();
+                    match stream.write_all(b"x").and_then(|()| stream.read(&mut [0])) {
+                        Ok(1) => answered += 1,
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => reset += 1,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                (answered, reset)
+            });
+            // As often as you like: that is nobody's death.
+            for _ in 0..5 {
+                thread::sleep(Duration::from_millis(200));
+                let told = json(w, &["network", "upgrade", "web", "--json"]);
+                assert_eq!((&told["upgraded"], &told["members"]), (&true.into(), &2.into()), "{told}");
+            }
+            thread::sleep(Duration::from_millis(200));
+            stop.store(true, Ordering::Relaxed);
+            client.join().unwrap()
+        });
+        eprintln!("upgrades: {answered} answered, {reset} reset");
+        assert!(answered > 20 && reset <= 10, "{answered} answered, {reset} reset");
+        assert!(processes().len() == 1 && processes() != old);
+        assert_eq!(crate::named::dig(&two, "one"), ["172.18.0.2"]);
+        two.sh("ping -c1 -W2 one");
+    });
+}
+
+/// A process of a version that knows nothing of faults, nor of this monitor's words.
+#[test]
+fn an_older_process_is_said_to_be_one() {
+    World::run(|w| {
+        use tapway::api::attach::{self, FromNetwork};
+        create(w, &["web"]);
+        w.tapway_run_on::<&str>("web", &[], &["true"]).ok();
+        crate::world::wait_for("the process to leave", Duration::from_secs(10), || processes().is_empty());
+        let path = w.host.sh("echo /mnt/run/tapway/networks/*/attach");
+        let path = path.trim();
+        std::fs::remove_file(path).unwrap();
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None).unwrap();
+        listener.bind(&socket2::SockAddr::unix(path).unwrap()).unwrap();
+        listener.listen(8).unwrap();
+        thread::spawn(move || {
+            while let Ok((conn, _)) = listener.accept() {
+                let mut bytes = vec![std::mem::MaybeUninit::uninit(); 65_536];
+                let _ = conn.recv(&mut bytes);
+                let desc = "attach connection: the monitor is newer than this network process".to_owned();
+                let _ = attach::send(&conn, &FromNetwork::Failed { desc, aside: false }, &[]);
+            }
+        });
+        let ended = w.tapway_run_on::<&str>("web", &[], &["true"]).end();
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("newer than this network process"), "{}", ended.stderr);
     });
 }
