@@ -93,7 +93,12 @@ pub struct Before {
 /// Serves one network to all its members; returns when nobody has been there for a while.
 ///
 /// `listener`: a listening SOCK_SEQPACKET socket, for monitors. `reads`: a listening stream socket, for whoever looks.
-pub fn shared_network_process(listener: OwnedFd, reads: Option<OwnedFd>, config: NetworkConfig, before: Before) -> ExitCode {
+pub fn shared_network_process(
+    listener: OwnedFd,
+    reads: Option<OwnedFd>,
+    config: NetworkConfig,
+    before: Before,
+) -> ExitCode {
     match serve(listener, reads, config, before) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -109,7 +109,9 @@ pub fn account(dir: &Path) -> io::Result<()> {
     file.write_all_at(&[0; size_of::<u64>()], 0)?;
     let mut known = Deaths::read(dir);
     if known.add(sandbox.clone(), state::now()) {
-        tracing::warn!("the network's process died {MAX_BLAMES} times while it served sandbox {sandbox}, which is put aside");
+        tracing::warn!(
+            "the network's process died {MAX_BLAMES} times while it served sandbox {sandbox}, which is put aside"
+        );
     }
     write(dir, &known)
 }

@@ -8,11 +8,11 @@ use std::sync::atomic::AtomicU64;
 /// A number in memory that is shared: with whoever maps or reads the file, or else with children that are forked from now on. It begins
 /// as what the file has there, or as 0, and stays for the life of the process. The file has to have its eight bytes, and keep them.
 pub fn shared_word(file: Option<&File>) -> io::Result<&'static AtomicU64> {
-    let (kind, fd) = file.map_or((libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1), |file| (libc::MAP_SHARED, file.as_raw_fd()));
+    let (kind, fd) =
+        file.map_or((libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1), |file| (libc::MAP_SHARED, file.as_raw_fd()));
     let length = size_of::<AtomicU64>();
     // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
-    let start =
-        unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, kind, fd, 0) };
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, kind, fd, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

@@ -194,10 +194,9 @@ impl Flows {
             End::Whole => _ = self.tally.whole.fetch_add(1, Ordering::Relaxed),
             End::Cut(_) => _ = self.tally.cut.fetch_add(1, Ordering::Relaxed),
             End::Hung if inside && !self.kind.is_survived() => _ = self.tally.cut.fetch_add(1, Ordering::Relaxed),
-            other => self.tally.wrong(format!(
-                "{:?}, seed {}, {who}, inside: {inside}: {other:?}",
-                self.kind, self.seed
-            )),
+            other => {
+                self.tally.wrong(format!("{:?}, seed {}, {who}, inside: {inside}: {other:?}", self.kind, self.seed))
+            }
         }
     }
 
@@ -416,7 +415,10 @@ fn start(w: &World, kind: Kind, dice: &mut Dice) -> Victim {
         Kind::Own => own_process(monitor).expect("a network process"),
         Kind::Shared => {
             let name = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            processes().into_iter().find(|pid| name(pid).split(|&b| b == 0).nth(2) == Some(b"web")).expect("web's process")
+            processes()
+                .into_iter()
+                .find(|pid| name(pid).split(|&b| b == 0).nth(2) == Some(b"web"))
+                .expect("web's process")
         }
         Kind::Target => guest.pid,
         Kind::Init => {
@@ -472,8 +474,11 @@ impl Play<'_> {
         w.host.sh(&format!("ip link add victim{number} type veth peer name cable netns {inner}"));
         let stop = Arc::new(AtomicBool::new(false));
         let flows = Arc::new(Flows { tally: Arc::clone(&self.tally), kind, seed, stop: Arc::clone(&stop) });
-        let mut threads =
-            vec![flows.serve(&w.internet, SERVED, false), flows.serve(&victim.ns, 7300, true), echo_until(&victim.ns, &stop)];
+        let mut threads = vec![
+            flows.serve(&w.internet, SERVED, false),
+            flows.serve(&victim.ns, 7300, true),
+            echo_until(&victim.ns, &stop),
+        ];
         for up in [true, false] {
             threads.push(flows.client(&victim.ns, at(INET4, SERVED), up, true));
             threads.push(flows.client(&w.internet, at(HOST4, 8080), up, false));
@@ -517,7 +522,8 @@ impl Play<'_> {
             assert!(!guest.monitor.alive());
         }
         // Before this process's own ends are: what is left then was tapway's.
-        if let Some(Guest { mut monitor, .. }) = run {
+        if let Some(Guest { mut monitor, ns, .. }) = run {
+            drop(ns);
             let expected: &[i32] = match kind {
                 Kind::Init => &[1],
                 // By `stop`.
@@ -646,7 +652,9 @@ fn whoever_is_killed() {
         );
         for (kind, times) in &mut recovered {
             let each: Vec<String> = (0..MEASURED.len())
-                .map(|at| format!("{} {}", MEASURED[at], shown(&mut times.iter().map(|one| one[at]).collect::<Vec<_>>())))
+                .map(|at| {
+                    format!("{} {}", MEASURED[at], shown(&mut times.iter().map(|one| one[at]).collect::<Vec<_>>()))
+                })
                 .collect();
             let gone = shown(gone.get_mut(kind).unwrap());
             eprintln!("{kind:?}: {} kills; ms, median/longest: {}; tidy {gone}", times.len(), each.join(", "));
@@ -664,10 +672,10 @@ fn json(w: &World, args: &[&str]) -> serde_json::Value {
 /// Sends what is lethal in debug builds, again and again.
 const POISON: &str = "import socket, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-for _ in range(20):
+for _ in range(12):
     try: s.sendto(b'lethal-frame-4711', ('198.51.100.2', 9))
     except OSError: pass
-    time.sleep(0.4)";
+    time.sleep(0.3)";
 
 #[test]
 fn who_kills_the_process_is_put_aside() {

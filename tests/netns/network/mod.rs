@@ -94,7 +94,12 @@ fn the_process_itself() {
     // SAFETY: the child only runs code of this process, whose other threads hold no lock: they wait for this one.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            let code = tapway::runtime::network::shared_network_process(listener, Some(reads.into()), config, tapway::runtime::network::Before::default());
+            let code = tapway::runtime::network::shared_network_process(
+                listener,
+                Some(reads.into()),
+                config,
+                tapway::runtime::network::Before::default(),
+            );
             std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
         }
         ForkResult::Parent { child } => {
