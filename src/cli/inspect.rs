@@ -147,7 +147,7 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
 mod tests {
     use super::*;
     use crate::network::config::{Listener, Proto};
-    use crate::sandbox::state::{About, Sandbox};
+    use crate::sandbox::state::{About, Aside, Sandbox};
     use std::path::Path;
 
     fn kept() -> Kept {
@@ -181,6 +181,7 @@ mod tests {
                 gw_priority: 3,
                 ..Attachment::default()
             }],
+            aside: vec![Aside { network: "back".to_owned(), why: "it dies".to_owned() }],
             detached: true,
             attached: None,
         };
@@ -198,6 +199,7 @@ mod tests {
         assert_eq!(value["State"]["StartedAt"], "1970-01-01T00:00:01.500000000Z");
         assert_eq!(value["State"]["FinishedAt"], NEVER);
         assert_eq!(value["NetworkSettings"]["Ports"], json!({ "80/tcp": [{ "HostIp": "::", "HostPort": "8080" }] }));
+        assert_eq!(value["NetworkSettings"]["Aside"], json!([{ "Network": "back", "Reason": "it dies" }]));
         let network = &value["NetworkSettings"]["Networks"]["private"];
         assert_eq!((&network["IPAddress"], &network["IPPrefixLen"]), (&json!("10.0.2.100"), &json!(24)));
         assert_eq!((&network["GlobalIPv6Address"], &network["IPv6Gateway"]), (&json!("fd00::64"), &json!("fd00::2")));

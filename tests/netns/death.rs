@@ -195,7 +195,7 @@ impl Flows {
             End::Cut(_) => _ = self.tally.cut.fetch_add(1, Ordering::Relaxed),
             End::Hung if inside && !self.kind.is_survived() => _ = self.tally.cut.fetch_add(1, Ordering::Relaxed),
             other => {
-                self.tally.wrong(format!("{:?}, seed {}, {who}, inside: {inside}: {other:?}", self.kind, self.seed))
+                self.tally.wrong(format!("{:?}, seed {}, {who}, inside: {inside}: {other:?}", self.kind, self.seed));
             }
         }
     }
@@ -216,21 +216,22 @@ impl Flows {
                 served.push(thread::spawn(move || {
                     flows.timed(&stream, inside);
                     let mut header = [0; 17];
-                    let end = match read_all(&stream, &mut header) {
-                        Err(end) => end,
-                        Ok(()) => {
-                            let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap());
-                            match header[0] {
-                                b'u' => receive(&stream, word(1), word(9), &flows.tally),
-                                _ => send(&stream, word(1), word(9)),
-                            }
-                        }
-                    };
+                    let read = read_all(&stream, &mut header);
+                    let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap());
+                    let end = read.map_or_else(
+                        |end| end,
+                        |()| match header[0] {
+                            b'u' => receive(&stream, word(1), word(9), &flows.tally),
+                            _ => send(&stream, word(1), word(9)),
+                        },
+                    );
                     flows.note("server", inside, stream, end);
                 }));
             }
             drop(listener);
-            served.into_iter().for_each(|one| one.join().unwrap());
+            for one in served {
+                one.join().unwrap();
+            }
         })
     }
 
@@ -292,7 +293,8 @@ fn answers(server: SocketAddr) -> bool {
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut bytes = [0; 512];
     // The fourth byte's low half is the code of a failure.
-    socket.send_to(question, server).is_ok() && socket.recv(&mut bytes).is_ok_and(|n| n > 12 && bytes[3] & 15 == 0)
+    socket.send_to(question, server).is_ok()
+        && socket.recv(&mut bytes).is_ok_and(|n| n > 12 && bytes[3].trailing_zeros() >= 4)
 }
 
 fn echoes(server: SocketAddr) -> bool {
@@ -642,10 +644,10 @@ fn whoever_is_killed() {
         let Play { tally, mut recovered, mut gone, churned, .. } = play;
         let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
         eprintln!(
-            "{rounds} rounds; streams: {} whole, {} cut, {:.2} GB verified; {churned} that came and went",
+            "{rounds} rounds; streams: {} whole, {} cut, {} MB verified; {churned} that came and went",
             count(&tally.whole),
             count(&tally.cut),
-            tally.verified.load(Ordering::Relaxed) as f64 / 1e9
+            tally.verified.load(Ordering::Relaxed) / 1_000_000
         );
         for (kind, times) in &mut recovered {
             let each: Vec<String> = (0..MEASURED.len())
