@@ -154,6 +154,9 @@ _tapway() {
             tapway__subcmd__network,rm)
                 cmd="tapway__subcmd__network__subcmd__rm"
                 ;;
+            tapway__subcmd__network,upgrade)
+                cmd="tapway__subcmd__network__subcmd__upgrade"
+                ;;
             *)
                 ;;
         esac
@@ -861,7 +864,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__network)
-            opts="-h --help create connect disconnect ls list inspect rm remove prune"
+            opts="-h --help create connect disconnect ls list inspect rm remove upgrade prune"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1104,6 +1107,24 @@ _tapway() {
             ;;
         tapway__subcmd__network__subcmd__rm)
             opts="-f -h --force --json --help"
+            if [[ ${cur} != -* && ${prev} != -* ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__network__subcmd__upgrade)
+            opts="-h --json --help"
             if [[ ${cur} != -* && ${prev} != -* ]] ; then
                 COMPREPLY=( $(compgen -W "$("$1" __complete networks 2>/dev/null)" -- "${cur}") )
                 return 0

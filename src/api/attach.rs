@@ -164,6 +164,9 @@ pub enum FromNetwork {
     Failed {
         /// One line, as the user should read it.
         desc: String,
+        /// The endpoint's frames have killed the process too often: it is not to come again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        aside: bool,
     },
     /// The ports of the oldest `Listen` not acknowledged yet are served, or not all of them.
     Listened {

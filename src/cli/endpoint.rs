@@ -30,7 +30,7 @@ use crate::sandbox::interface::Interface;
 use crate::sandbox::place::{self, Asked, Place, Template, Who};
 use crate::sandbox::state::{About, Attachment, Sandbox};
 use crate::sandbox::station;
-use crate::sandbox::uplink::Source;
+use crate::sandbox::uplink::{Own, Source};
 use crate::sandbox::{control, host_dns, state};
 use crate::sys;
 
@@ -323,7 +323,7 @@ impl Endpoint {
                     keep_routes: false,
                 },
                 config: EndpointConfig { mtu, guest_mac: mac, v4: Some(v4), v6, ..template.config.clone() },
-                source: Source::Own(crate::runtime::network_process),
+                source: Source::Own(Own::new(crate::runtime::network_process)),
                 hosts: Vec::new(),
             }]);
         }

@@ -97,6 +97,10 @@ fn docker(Kept { sandbox, ended, code }: &Kept, runs: bool, store: &Store) -> Va
         "Config": { "Hostname": about.hostname, "Cmd": about.command },
         "NetworkSettings": { "Ports": ports, "Networks": networks },
     });
+    if !about.aside.is_empty() {
+        all["NetworkSettings"]["Aside"] =
+            about.aside.iter().map(|aside| json!({ "Network": aside.network, "Reason": aside.why })).collect();
+    }
     if about.detached {
         all["LogPath"] = store.log(&sandbox.id).to_string_lossy().into();
     }
@@ -143,7 +147,7 @@ fn network(attachment: &Attachment, runs: bool) -> Value {
 mod tests {
     use super::*;
     use crate::network::config::{Listener, Proto};
-    use crate::sandbox::state::{About, Sandbox};
+    use crate::sandbox::state::{About, Aside, Sandbox};
     use std::path::Path;
 
     fn kept() -> Kept {
@@ -177,6 +181,7 @@ mod tests {
                 gw_priority: 3,
                 ..Attachment::default()
             }],
+            aside: vec![Aside { network: "back".to_owned(), why: "it dies".to_owned() }],
             detached: true,
             attached: None,
         };
@@ -194,6 +199,7 @@ mod tests {
         assert_eq!(value["State"]["StartedAt"], "1970-01-01T00:00:01.500000000Z");
         assert_eq!(value["State"]["FinishedAt"], NEVER);
         assert_eq!(value["NetworkSettings"]["Ports"], json!({ "80/tcp": [{ "HostIp": "::", "HostPort": "8080" }] }));
+        assert_eq!(value["NetworkSettings"]["Aside"], json!([{ "Network": "back", "Reason": "it dies" }]));
         let network = &value["NetworkSettings"]["Networks"]["private"];
         assert_eq!((&network["IPAddress"], &network["IPPrefixLen"]), (&json!("10.0.2.100"), &json!(24)));
         assert_eq!((&network["GlobalIPv6Address"], &network["IPv6Gateway"]), (&json!("fd00::64"), &json!("fd00::2")));

@@ -5,6 +5,7 @@
 //! Whoever is waited for leaves at once, with 0 if the process is there.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
@@ -12,7 +13,8 @@ use nix::unistd::setsid;
 
 use super::Failure;
 use crate::network::config::NetworkConfig;
-use crate::runtime;
+use crate::runtime::{self, network::Before};
+use crate::sandbox::blame::{self, Deaths};
 use crate::sys::fd::duplicate_inherited;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry::{self, LogFormat};
@@ -24,6 +26,8 @@ pub struct NetworkProcessArgs {
     pub name: String,
     /// What the network is, as JSON
     pub config: String,
+    /// Directory of what it has at run time (`sandbox::blame`)
+    pub dir: PathBuf,
 }
 
 /// Becomes the process; only the one that is waited for returns.
@@ -46,11 +50,16 @@ pub fn main(args: &NetworkProcessArgs) -> Result<u8, Failure> {
                 let _ = nix::unistd::dup2_stdout(&null);
             }
             telemetry::init(0, LogFormat::Text);
-            u8::from(serve(attach, reads, config) != std::process::ExitCode::SUCCESS)
+            u8::from(serve(attach, reads, config, &args.dir) != std::process::ExitCode::SUCCESS)
         }),
     }
 }
 
-fn serve(attach: OwnedFd, reads: OwnedFd, config: NetworkConfig) -> std::process::ExitCode {
-    runtime::network::shared_network_process(attach, Some(reads), config)
+fn serve(attach: OwnedFd, reads: OwnedFd, config: NetworkConfig, dir: &Path) -> std::process::ExitCode {
+    let why = blame::refusal(&config.name);
+    let aside = Deaths::read(dir).aside.into_iter().map(|aside| (aside.sandbox, why.clone())).collect();
+    let serving = blame::serving(dir)
+        .inspect_err(|error| tracing::warn!("who kills this process will not be known: {error}"))
+        .ok();
+    runtime::network::shared_network_process(attach, Some(reads), config, Before { serving, aside })
 }

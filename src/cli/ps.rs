@@ -233,7 +233,10 @@ fn since(at: Option<u64>, now: Duration) -> Option<String> {
 fn status(one: &Listed, now: Duration) -> String {
     match one.end {
         None if one.sandbox.about.is_started() => {
-            "Up".to_owned() + &since(one.sandbox.about.started, now).map_or_else(String::new, |span| format!(" {span}"))
+            let up = since(one.sandbox.about.started, now).map_or_else(String::new, |span| format!(" {span}"));
+            let aside: Vec<&str> = one.sandbox.about.aside.iter().map(|aside| aside.network.as_str()).collect();
+            let aside = if aside.is_empty() { String::new() } else { format!(" (put aside by {})", aside.join(", ")) };
+            format!("Up{up}{aside}")
         }
         None => "Created".to_owned(),
         Some((at, code)) => {

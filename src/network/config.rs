@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
+use std::sync::atomic::AtomicU64;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,19 @@ pub struct QueuesError(String);
 pub fn parse_queues(text: &str) -> Result<NonZeroU8, QueuesError> {
     let number = text.parse().ok().filter(|number| *number <= MAX_QUEUES);
     number.ok_or_else(|| QueuesError(text.to_owned()))
+}
+
+/// Whose turn it is in each lane of a data plane: [`mark`]s, 0 between turns.
+pub type Turns = [AtomicU64; MAX_QUEUES.get() as usize];
+
+/// A sandbox's id as one number that is never 0.
+pub fn mark(id: &str) -> u64 {
+    1 << 63 | u64::from_str_radix(id, 16).unwrap_or_default()
+}
+
+/// The id of which [`mark`] made this; none of 0.
+pub fn sandbox_of(mark: u64) -> Option<String> {
+    (mark != 0).then(|| format!("{:012x}", mark & !(1 << 63)))
 }
 
 /// Everything the data plane must know of an endpoint before its first frame.

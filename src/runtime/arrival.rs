@@ -31,7 +31,9 @@ impl Arrival {
         match (message, &mut self.attached) {
             (ToNetwork::Attach { version, endpoint, pcap, queues, membership }, None) => {
                 if version > attach::VERSION {
-                    return Err(RuntimeError::Protocol("the monitor is newer than this network process"));
+                    return Err(RuntimeError::Protocol(
+                        "the monitor is newer than this network process; `tapway network upgrade` replaces it",
+                    ));
                 }
                 self.converses = version >= attach::CONVERSES;
                 let mut fds = fds.into_iter();

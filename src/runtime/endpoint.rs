@@ -86,6 +86,8 @@ pub struct Parts {
 pub struct Endpoint {
     /// Its number.
     pub id: Id,
+    /// Its sandbox ([`crate::network::config::mark`]).
+    pub mark: u64,
     /// Its core.
     pub stack: Stack,
     /// Its descriptors.
@@ -123,6 +125,7 @@ impl Endpoint {
     /// Puts it together; nothing of the guest's is read before [`Sockets::register`].
     pub fn new(parts: Parts, limits: Limits, seed: u64, now: Instant, epoll: Arc<Epoll>) -> Self {
         let Parts { id, config, tap, captures, flows, queries, faults, rules, shared, lane } = parts;
+        let mark = crate::network::config::mark(&config.id);
         let mut sockets = Sockets::new(id, &config, tap, epoll, queries);
         sockets.captures = captures;
         sockets.now = now;
@@ -137,6 +140,7 @@ impl Endpoint {
         let (membership, gone) = shared.unzip();
         Self {
             id,
+            mark,
             stack,
             sockets,
             touched: false,

@@ -22,6 +22,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use nix::errno::Errno;
@@ -46,6 +47,7 @@ use crate::api::attach::{self, FromNetwork};
 use crate::host::address;
 use crate::link::pcap::Direction;
 use crate::link::tap::Read;
+use crate::network::config::Turns;
 use crate::network::fault;
 use crate::stack::arena::Id;
 use crate::stack::deadline::Earliest;
@@ -145,6 +147,14 @@ impl Members for Table {
     }
 }
 
+/// Where nobody looks.
+static UNSEEN: AtomicU64 = AtomicU64::new(0);
+
+/// In debug builds: a frame that has the bytes of this variable ends the process, as if it were one that we cannot bear. For tests of what
+/// becomes of a guest that has such frames (`sandbox::blame`).
+#[cfg(debug_assertions)]
+pub const LETHAL: &str = "TAPWAY_DEBUG_LETHAL";
+
 /// The data plane.
 pub struct Engine {
     epoll: Arc<Epoll>,
@@ -166,6 +176,10 @@ pub struct Engine {
     addresses_at: Option<Instant>,
     addresses: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     tap_gone: bool,
+    /// Whose turn it is ([`config::mark`]), where those see it who outlive this process; 0 between turns.
+    serving: &'static AtomicU64,
+    #[cfg(debug_assertions)]
+    lethal: Option<Vec<u8>>,
     turn: u64,
     /// Bytes that this turn moved.
     moved: u64,
@@ -224,10 +238,11 @@ impl Engine {
         hand: HandOver,
         since: Clock,
         totals: Totals,
+        serving: Option<&'static AtomicU64>,
     ) -> Result<(Self, Orders, Arc<Epoll>), RuntimeError> {
         let (_, no_answers) = mpsc::channel(1);
         let (engine, orders, epoll) = Self::bare(since, no_answers, totals)?;
-        Ok((Self { hand: Some(hand), ..engine }, orders, epoll))
+        Ok((Self { hand: Some(hand), serving: serving.unwrap_or(&UNSEEN), ..engine }, orders, epoll))
     }
 
     fn bare(
@@ -258,6 +273,9 @@ impl Engine {
             addresses_at: None,
             addresses: (None, None),
             tap_gone: false,
+            serving: &UNSEEN,
+            #[cfg(debug_assertions)]
+            lethal: std::env::var_os(LETHAL).map(std::os::unix::ffi::OsStringExt::into_vec),
             turn: 0,
             moved: 0,
             vigil: Vigil::default(),
@@ -270,6 +288,12 @@ impl Engine {
             exit: None,
         };
         Ok((engine, orders, epoll))
+    }
+
+    /// Notes there whose turn it is, as do lanes that are made from now on.
+    pub fn tell_turns(&mut self, serving: &'static Turns, lanes: &mut Lanes) {
+        self.serving = &serving[0];
+        lanes.tell_turns(serving);
     }
 
     /// Ends when the other side of `exit` closes.
@@ -285,14 +309,21 @@ impl Engine {
     }
 }
 
-/// Sets both planes up for one endpoint; nothing of the guest is read yet.
-pub fn build(attached: Attached, supervisor: Supervisor) -> Result<(Engine, Control), RuntimeError> {
+/// Sets both planes up for one endpoint; nothing of the guest is read yet. `turns`: where it is noted whose turn it is.
+pub fn build(
+    attached: Attached,
+    supervisor: Supervisor,
+    turns: Option<&'static Turns>,
+) -> Result<(Engine, Control), RuntimeError> {
     let Attached { endpoint: config, tap, queues, pcap, listeners, dns, metrics, api, exit, membership: _, faults } =
         attached;
     let (mut engine, ends) = Engine::new(None, AllLimits::default())?;
     let Ends { queries, ask, answers, wake, orders, epoll, mut lanes, since } = ends;
     if let Some(exit) = exit {
         engine.watch_exit(exit)?;
+    }
+    if let Some(turns) = turns {
+        engine.tell_turns(turns, &mut lanes);
     }
     let limits = Limits::default();
     let identity = Identity { since, ..Identity::new(config.clone(), limits) };
@@ -361,6 +392,7 @@ impl Engine {
     fn turns(&mut self) -> Result<End, RuntimeError> {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         let mut taps = Vec::with_capacity(EVENTS);
+        let serving = self.serving;
         loop {
             let ready = self.wait(&mut events)?;
             let now = self.now();
@@ -376,6 +408,7 @@ impl Engine {
                         if let Some(endpoint) = self.table.touch(slot) {
                             scene::endpoint(slot);
                             endpoint.sockets.share = share;
+                            serving.store(endpoint.mark, Ordering::Relaxed);
                             endpoint.handle_event(what, event.events(), now, &mut self.datagram);
                         }
                     }
@@ -397,12 +430,14 @@ impl Engine {
                 self.due.set(slot, None);
                 let Some(endpoint) = self.table.touch(slot as u32) else { continue };
                 scene::endpoint(slot as u32);
+                serving.store(endpoint.mark, Ordering::Relaxed);
                 endpoint.handle_timeout(now, &mut self.datagram);
                 if endpoint.sockets.faults.is_some() {
                     self.release(slot as u32, now);
                 }
             }
             scene::other();
+            serving.store(0, Ordering::Relaxed);
             if let Some(switch) = &mut self.switch
                 && switch.next_timeout().is_some_and(|at| at <= now)
             {
@@ -415,6 +450,7 @@ impl Engine {
             if let Some(hand) = &mut self.hand {
                 hand.flush();
             }
+            serving.store(0, Ordering::Relaxed);
             self.vigil.handle_turn(ready, std::mem::take(&mut self.moved));
         }
     }
@@ -511,6 +547,7 @@ impl Engine {
         let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
         let begun = self.contested.then(sys::thread_time);
         let junk = endpoint.stack.drops().junk();
+        self.serving.store(endpoint.mark, Ordering::Relaxed);
         let result = self.read_frames(&mut endpoint, share, now);
         endpoint.handle_junk(now, endpoint.stack.drops().junk() - junk);
         if let Some(begun) = begun {
@@ -574,6 +611,13 @@ impl Engine {
             bytes += len;
             let frame = &mut self.frame[..len];
             scene::frame(endpoint.id.index, frame);
+            #[cfg(debug_assertions)]
+            if let Some(lethal) = &self.lethal
+                && frame.windows(lethal.len().max(1)).any(|bytes| bytes == lethal.as_slice())
+            {
+                tracing::error!("a lethal frame ({LETHAL})");
+                std::process::abort();
+            }
             endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
             if !endpoint.sockets.captures.is_empty() {
                 endpoint.sockets.captures.take(Direction::FromGuest, frame);
@@ -616,6 +660,7 @@ impl Engine {
             endpoint.touched = false;
             scene::endpoint(slot);
             let begun = self.contested.then(sys::thread_time);
+            self.serving.store(endpoint.mark, Ordering::Relaxed);
             endpoint.settle(now);
             if let Some(begun) = begun {
                 endpoint.note_time(sys::thread_time() - begun);

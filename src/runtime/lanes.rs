@@ -42,7 +42,7 @@ use super::endpoint::{Endpoint, Parts};
 use super::engine::{Engine, first_captures, seed};
 use super::fair::Totals;
 use super::{RuntimeError, system};
-use crate::network::config::MAX_QUEUES;
+use crate::network::config::{MAX_QUEUES, Turns};
 use crate::network::fault::Rules;
 use crate::stack::Limits;
 use crate::stack::arena::Id;
@@ -130,6 +130,7 @@ pub struct Lanes {
     ask: mpsc::Sender<DnsQuery>,
     since: Clock,
     totals: Totals,
+    turns: Option<&'static Turns>,
 }
 
 /// One endpoint, ready to be served: on the first lane, then on each further one.
@@ -162,7 +163,12 @@ impl Lanes {
     /// Also returns the first lane's end. `wake` wakes it.
     pub fn new(ask: mpsc::Sender<DnsQuery>, wake: Arc<EventFd>, since: Clock, totals: Totals) -> (Self, Inbox) {
         let (first, inbox) = sync_channel(PARCELS * usize::from(MAX_QUEUES.get()));
-        (Self { running: Vec::new(), first, wake, ask, since, totals }, Inbox(inbox))
+        (Self { running: Vec::new(), first, wake, ask, since, totals, turns: None }, Inbox(inbox))
+    }
+
+    /// Where each notes whose turn it is.
+    pub fn tell_turns(&mut self, turns: &'static Turns) {
+        self.turns = Some(turns);
     }
 
     /// How many there are with the first.
@@ -177,9 +183,10 @@ impl Lanes {
 
     fn start_one(&mut self) -> Result<(), RuntimeError> {
         let hand = HandOver::new(self.first.clone(), Arc::clone(&self.wake));
-        let (engine, orders, epoll) = Engine::further(hand, self.since, self.totals.clone())?;
-        let (first, wake) = (self.first.clone(), Arc::clone(&self.wake));
         let number = self.count();
+        let turn = self.turns.and_then(|turns| turns.get(number));
+        let (engine, orders, epoll) = Engine::further(hand, self.since, self.totals.clone(), turn)?;
+        let (first, wake) = (self.first.clone(), Arc::clone(&self.wake));
         std::thread::Builder::new()
             .name(format!("data-{number}"))
             .stack_size(STACK)

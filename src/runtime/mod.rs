@@ -43,7 +43,7 @@ use std::process::ExitCode;
 
 use crate::api::attach::{self, AttachError, FromNetwork, ToNetwork};
 use crate::confine;
-use crate::network::config::{EndpointConfig, Listener, Membership};
+use crate::network::config::{EndpointConfig, Listener, Membership, Turns};
 use crate::network::fault::Rules;
 use arrival::{Arrival, Heard};
 use control::{Control, HostDns, Supervisor};
@@ -104,21 +104,21 @@ fn system<E: Into<std::io::Error>>(what: &'static str) -> impl FnOnce(E) -> Runt
     move |source| RuntimeError::System { what, source: source.into() }
 }
 
-/// Serves one endpoint; returns when the monitor is gone.
-pub fn network_process(conn: OwnedFd) -> ExitCode {
-    match serve(&conn) {
+/// Serves one endpoint; returns when the monitor is gone. Whose turn it is (`engine`) is noted in `serving`.
+pub fn network_process(conn: OwnedFd, serving: &'static Turns) -> ExitCode {
+    match serve(&conn, serving) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RuntimeError::Attach(AttachError::Closed)) => ExitCode::SUCCESS,
         Err(error) => {
             let desc = crate::telemetry::chain(&error);
             tracing::error!("{desc}");
-            let _ = attach::send(conn.as_fd(), &FromNetwork::Failed { desc }, &[]);
+            let _ = attach::send(conn.as_fd(), &FromNetwork::Failed { desc, aside: false }, &[]);
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
+fn serve(conn: &OwnedFd, serving: &'static Turns) -> Result<(), RuntimeError> {
     let text = crate::sys::memory::Text::find();
     // Before a byte of anybody's is read, and while there is one thread.
     let report = confine::enter(confine::Options::default())?;
@@ -128,7 +128,7 @@ fn serve(conn: &OwnedFd) -> Result<(), RuntimeError> {
     let attached = receive(conn)?;
     let for_control = conn.try_clone().map_err(system("duplicate the attach connection"))?;
     set_nonblocking(&for_control)?;
-    let (engine, mut control) = engine::build(attached, Supervisor::Monitor(for_control))?;
+    let (engine, mut control) = engine::build(attached, Supervisor::Monitor(for_control), Some(serving))?;
     control.set_confinement(confinement);
     // When the lease is over, host sockets close with a reset, listeners with them.
     start_control(control, || std::process::exit(0))?;
@@ -147,7 +147,7 @@ pub fn standalone(
     ready: impl FnOnce(),
 ) -> Result<End, RuntimeError> {
     scene::watch();
-    let (engine, mut control) = engine::build(attached, Supervisor::Caller { host_dns })?;
+    let (engine, mut control) = engine::build(attached, Supervisor::Caller { host_dns }, None)?;
     control.set_confinement(confinement);
     // The caller ends the process, with what it has to tidy up and its exit code.
     start_control(control, || ())?;

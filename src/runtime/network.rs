@@ -60,7 +60,7 @@ use crate::api::session::{self, Dialect, Request};
 use crate::api::verbs::network as api;
 use crate::confine;
 use crate::host::resolver::{self, Neighbours, Resolver};
-use crate::network::config::{EndpointConfig, Membership, NetworkConfig};
+use crate::network::config::{EndpointConfig, Membership, NetworkConfig, Turns};
 use crate::network::directory::{self, Directory};
 use crate::stack::Limits;
 use crate::stack::arena::Id;
@@ -83,11 +83,25 @@ const REST: Duration = Duration::from_millis(50);
 /// Most bytes of a request on the socket for reads; its verbs have no arguments.
 const REQUEST: usize = 4096;
 
+/// What the process has of those before it.
+#[derive(Debug, Default)]
+pub struct Before {
+    /// Where it notes whose turn it is ([`crate::network::config::mark`]).
+    pub serving: Option<&'static Turns>,
+    /// Sandboxes that are put aside, and why they are refused.
+    pub aside: BTreeMap<String, String>,
+}
+
 /// Serves one network to all its members; returns when nobody has been there for a while.
 ///
 /// `listener`: a listening SOCK_SEQPACKET socket, for monitors. `reads`: a listening stream socket, for whoever looks.
-pub fn shared_network_process(listener: OwnedFd, reads: Option<OwnedFd>, config: NetworkConfig) -> ExitCode {
-    match serve(listener, reads, config) {
+pub fn shared_network_process(
+    listener: OwnedFd,
+    reads: Option<OwnedFd>,
+    config: NetworkConfig,
+    before: Before,
+) -> ExitCode {
+    match serve(listener, reads, config, before) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -96,7 +110,12 @@ pub fn shared_network_process(listener: OwnedFd, reads: Option<OwnedFd>, config:
     }
 }
 
-fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -> Result<(), RuntimeError> {
+fn serve(
+    listener: OwnedFd,
+    reads: Option<OwnedFd>,
+    mut config: NetworkConfig,
+    before: Before,
+) -> Result<(), RuntimeError> {
     let text = crate::sys::memory::Text::find();
     let user = nix::unistd::geteuid();
     // Before a byte of anybody's is read, and while there is one thread.
@@ -110,11 +129,16 @@ fn serve(listener: OwnedFd, reads: Option<OwnedFd>, mut config: NetworkConfig) -
         set_nonblocking(reads)?;
     }
     let limits = SwitchLimits { members: config.max_members, ..SwitchLimits::default() };
-    let (engine, ends) = Engine::new(Some(Switch::new(config.icc, limits, seed()?)), AllLimits::default().fitting())?;
+    let Before { serving, aside } = before;
+    let (mut engine, mut ends) =
+        Engine::new(Some(Switch::new(config.icc, limits, seed()?)), AllLimits::default().fitting())?;
+    if let Some(serving) = serving {
+        engine.tell_turns(serving, &mut ends.lanes);
+    }
     start_control_with(
         move |runtime| {
             let local = LocalSet::new();
-            local.block_on(runtime, Network::run(listener, reads, config, user, confinement, ends));
+            local.block_on(runtime, Network::run(listener, reads, config, (user, aside), confinement, ends));
         },
         || std::process::exit(0),
     )?;
@@ -140,6 +164,7 @@ impl Member {
 struct Network {
     config: NetworkConfig,
     user: Uid,
+    aside: BTreeMap<String, String>,
     confinement: BTreeMap<String, String>,
     directory: Arc<RwLock<Directory>>,
     /// By slot; true: a slot that somebody is about to have, or has just left.
@@ -177,7 +202,7 @@ impl Network {
         listener: OwnedFd,
         reads: Option<OwnedFd>,
         config: NetworkConfig,
-        user: Uid,
+        (user, aside): (Uid, BTreeMap<String, String>),
         confinement: BTreeMap<String, String>,
         ends: Ends,
     ) {
@@ -198,6 +223,7 @@ impl Network {
             lanes: RefCell::new(lanes),
             config,
             user,
+            aside,
             confinement,
         });
         if let Some(reads) = reads {
@@ -278,6 +304,12 @@ impl Network {
             Err(_) => return refuse(&conn, "the endpoint was not told in time"),
         };
         let id = attached.endpoint.id.clone();
+        if let Some(desc) = self.aside.get(&id) {
+            tracing::warn!(id, "put aside");
+            let last = FromNetwork::Failed { desc: desc.clone(), aside: true };
+            let _ = attach::send(conn.get_ref(), &last, &[]);
+            return;
+        }
         let served = match self.admit(attached).await {
             Ok(served) => served,
             Err(desc) => {
@@ -516,7 +548,7 @@ async fn arrive(conn: &AsyncFd<OwnedFd>) -> Result<Box<Attached>, RuntimeError> 
 
 /// The last word to a monitor.
 fn refuse(conn: &AsyncFd<OwnedFd>, desc: &str) {
-    let _ = attach::send(conn.get_ref(), &FromNetwork::Failed { desc: desc.to_owned() }, &[]);
+    let _ = attach::send(conn.get_ref(), &FromNetwork::Failed { desc: desc.to_owned(), aside: false }, &[]);
 }
 
 // ---- the network's own socket ----

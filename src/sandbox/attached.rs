@@ -277,7 +277,9 @@ impl Attached {
                 heard => {
                     for said in heard? {
                         match said {
-                            Said::Refused(_, desc) => return Err(StationError::Network(desc).into()),
+                            Said::Refused(_, desc) | Said::Aside(_, desc) => {
+                                return Err(StationError::Network(desc).into());
+                            }
                             Said::Replaced(_) => self.end_connections(),
                             Said::Ready(_) | Said::Left(_) => {}
                         }

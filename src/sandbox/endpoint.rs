@@ -146,6 +146,11 @@ impl Endpoint {
         asked.chain(self.changes.values().map(|change| change.until)).chain(self.leaving).chain(self.retry).min()
     }
 
+    /// The process is gone.
+    pub fn handle_lost(&mut self) -> Result<(), UplinkError> {
+        self.uplink.handle_lost(&self.place.source)
+    }
+
     /// Connects to another process than the one that was lost.
     pub fn reopen(&mut self) -> Result<(), UplinkError> {
         self.uplink.reopen(&self.place.source)

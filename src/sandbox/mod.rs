@@ -27,6 +27,7 @@
 //! monitor, and the state file is locked by the monitor's life, so that a file without a lock is a dead one's.
 
 pub mod attached;
+pub mod blame;
 pub mod captures;
 pub mod child;
 pub mod command;

@@ -216,18 +216,6 @@ pub fn take(
     let (v4, v6) = plans(network, Some(lease))?;
     let v6 = v6.filter(|_| template.ipv6);
     let (mac, mtu) = (lease.mac, mtu(network));
-    let shared = NetworkConfig {
-        id: network.id.clone(),
-        name: network.name.clone(),
-        mtu,
-        internal: network.internal,
-        icc: network.icc(),
-        masquerade: network.masquerade(),
-        names: !network.is_default(),
-        max_members: max_members(),
-        linger_ms: linger_ms(),
-        first_ms: first_ms(),
-    };
     Ok(Place {
         network: network.name.clone(),
         network_id: network.id.clone(),
@@ -246,12 +234,29 @@ pub fn take(
         },
         config: EndpointConfig { mtu, guest_mac: mac, v4: Some(v4), v6, ..template.config.clone() },
         source: Source::Shared(Box::new(Member {
-            shared: Shared::new(leases.dir(), shared),
+            shared: shared(&leases, network),
             membership: Membership { names, links },
             lease: held,
         })),
         hosts,
     })
+}
+
+/// The process of a network.
+pub fn shared(leases: &Leases, network: &Network) -> Shared {
+    let config = NetworkConfig {
+        id: network.id.clone(),
+        name: network.name.clone(),
+        mtu: mtu(network),
+        internal: network.internal,
+        icc: network.icc(),
+        masquerade: network.masquerade(),
+        names: !network.is_default(),
+        max_members: max_members(),
+        linger_ms: linger_ms(),
+        first_ms: first_ms(),
+    };
+    Shared::new(leases.dir(), config)
 }
 
 /// A link as it is said to the network.

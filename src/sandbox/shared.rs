@@ -4,6 +4,7 @@
 //! RUNTIME/networks/ID12/attach     where it listens for monitors (SOCK_SEQPACKET, api::attach)
 //! RUNTIME/networks/ID12/control    where it answers everybody of this user (api::session)
 //! RUNTIME/networks/ID12/starting   held while one is started
+//! RUNTIME/networks/ID12/serving    and deaths: see `sandbox::blame`
 //! RUNTIME/networks/ID12/log        what the process says; begun anew by whoever starts it
 //! ```
 //!
@@ -13,10 +14,13 @@
 //! nobody's child: it outlives the monitor that started it. It leaves by itself after its last member and closes its
 //! sockets first. A connection that it closes without a word has found it leaving: the next attempt starts another.
 //!
+//! An upgrade ([`Shared::upgrade`]) puts the new process's sockets in the place of the old one's, then ends the old one: its members find the new one
+//! by the way of all that have lost their process, whatever version they are of.
+//!
 //! What is at the paths is never trusted to be alive: who finds nobody listening takes the lock and looks once more, and
 //! only then replaces the sockets.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -26,8 +30,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::Flock;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use super::blame;
 use super::control::{address, listen_as};
 use super::locked;
 use crate::network::config::NetworkConfig;
@@ -37,7 +43,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The hidden command that the process is.
 pub const COMMAND: &str = "__network";
 /// Variables that it keeps of the starter's environment: how much it says, and how.
-const KEPT: [&str; 2] = ["TAPWAY_LOG", "RUST_BACKTRACE"];
+const KEPT: &[&str] = if cfg!(debug_assertions) {
+    // Tests kill it by this (`runtime::engine`).
+    &["TAPWAY_LOG", "RUST_BACKTRACE", "TAPWAY_DEBUG_LETHAL"]
+} else {
+    &["TAPWAY_LOG", "RUST_BACKTRACE"]
+};
 
 /// Why there is no network process.
 #[derive(Debug, thiserror::Error)]
@@ -105,21 +116,53 @@ impl Shared {
         &self.config
     }
 
+    /// What is known of deaths of it.
+    pub fn deaths(&self) -> blame::Deaths {
+        blame::Deaths::read(&self.dir)
+    }
+
     /// A connection to the process, which is started if it does not run.
     pub fn connect(&self) -> Result<OwnedFd, SharedError> {
         let path = self.dir.join("attach");
         if let Some(conn) = try_connect(&path)? {
             return Ok(conn);
         }
-        let lock = self.dir.join("starting");
-        let _lock = locked::wait(&lock, PATIENCE).map_err(|source| match source.kind() {
-            io::ErrorKind::TimedOut => SharedError::Busy(self.config.name.clone()),
-            _ => SharedError::File { what: "lock", path: lock.clone(), source },
-        })?;
+        let _lock = self.lock()?;
         // Somebody else may just have started it.
         if let Some(conn) = try_connect(&path)? {
             return Ok(conn);
         }
+        let conn = self.start_anew(true)?;
+        conn.ok_or(SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
+    }
+
+    fn lock(&self) -> Result<Flock<File>, SharedError> {
+        let lock = self.dir.join("starting");
+        locked::wait(&lock, PATIENCE).map_err(|source| match source.kind() {
+            io::ErrorKind::TimedOut => SharedError::Busy(self.config.name.clone()),
+            _ => SharedError::File { what: "lock", path: lock.clone(), source },
+        })
+    }
+
+    /// Starts a process of this program's while another runs: whoever comes from now on comes to it, and when `end` has ended the
+    /// other, all its members do. False if none runs, and nothing was done; `end` is given what `find` found out of the one that runs.
+    pub fn upgrade<T>(&self, find: impl FnOnce() -> Option<T>, end: impl FnOnce(T)) -> Result<bool, SharedError> {
+        if try_connect(&self.dir.join("attach"))?.is_none() {
+            return Ok(false);
+        }
+        let _lock = self.lock()?;
+        let Some(found) = find() else { return Ok(false) };
+        self.start_anew(false)?;
+        if let Err(error) = blame::pardon(&self.dir) {
+            tracing::warn!("members will take the end of the process for a death: {error}");
+        }
+        end(found);
+        Ok(true)
+    }
+
+    /// New sockets and a new process behind them; a connection to it if `connected`. With the lock.
+    fn start_anew(&self, connected: bool) -> Result<Option<OwnedFd>, SharedError> {
+        let path = self.dir.join("attach");
         let listen = |path: &Path, kind| {
             listen_as(path, kind).map_err(|source| SharedError::File {
                 what: "listen at",
@@ -127,11 +170,15 @@ impl Shared {
                 source,
             })
         };
+        // While another runs, it is somebody's turn.
+        if connected && let Err(error) = blame::account(&self.dir) {
+            tracing::warn!("whose doing the death of network {}'s process was is not known: {error}", self.config.name);
+        }
         let attach = listen(&path, SockType::SeqPacket)?;
         let control = listen(&self.dir.join("control"), SockType::Stream)?;
-        let conn = try_connect(&path)?;
+        let conn = if connected { try_connect(&path)? } else { None };
         self.start(attach, control)?;
-        conn.ok_or(SharedError::Socket { what: "connect to", path, source: Errno::ECONNREFUSED })
+        Ok(conn)
     }
 
     fn start(&self, attach: OwnedFd, control: OwnedFd) -> Result<(), SharedError> {
@@ -148,7 +195,7 @@ impl Shared {
         let config = serde_json::to_string(&self.config).map_err(|error| failed(error.into()))?;
         // The program that runs now, whatever has become of its file.
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("tapway").args([COMMAND, &self.config.name, &config]).current_dir("/");
+        command.arg0("tapway").args([COMMAND, &self.config.name, &config]).arg(&self.dir).current_dir("/");
         command.env_clear().envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
         command.stdin(Stdio::from(attach)).stdout(Stdio::from(control)).stderr(Stdio::from(log));
         // What is waited for is the child that makes the process and leaves.

@@ -61,6 +61,9 @@ pub struct About {
     pub network_mode: String,
     /// What it is attached to.
     pub networks: Vec<Attachment>,
+    /// Networks that it was put aside by (`sandbox::blame`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aside: Vec<Aside>,
     /// `--detach`: there are logs.
     pub detached: bool,
     /// `tapway attach`: the process or file by which the namespace was named that somebody else made.
@@ -123,6 +126,15 @@ pub struct Attachment {
     /// Faults on purpose, as they were set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<FaultRule>,
+}
+
+/// A network that a sandbox was taken off because that killed its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// Its name.
+    pub network: String,
+    /// In a line.
+    pub why: String,
 }
 
 /// An address of an attachment.

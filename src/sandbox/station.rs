@@ -100,8 +100,10 @@ pub enum Said {
     Replaced(String),
     /// The process that this interface's endpoint was leaving has let go of everything.
     Left(String),
-    /// The endpoint of this interface, which had never been ready, is not served: why.
+    /// The endpoint of this interface is not served: why.
     Refused(String, String),
+    /// The same, and for good: its frames have killed the network's process.
+    Aside(String, String),
 }
 
 /// What has happened, of the station's own.
@@ -420,8 +422,8 @@ impl Station {
                     endpoint.uplink.ready = true;
                     said.push(Said::Ready(interface));
                 }
-                Ok(Some(FromNetwork::Failed { desc })) => {
-                    said.push(Said::Refused(interface, desc));
+                Ok(Some(FromNetwork::Failed { desc, aside })) => {
+                    said.push(if aside { Said::Aside(interface, desc) } else { Said::Refused(interface, desc) });
                     return Ok(said);
                 }
                 Ok(Some(word)) => {
@@ -452,7 +454,7 @@ impl Station {
         if endpoint.is_interface_gone() {
             return Err(StationError::InterfaceGone);
         }
-        endpoint.uplink.handle_lost()?;
+        endpoint.handle_lost()?;
         // What was being asked is over.
         let answered = self.desk.handle_lost(endpoint);
         self.answer(answered);

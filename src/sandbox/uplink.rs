@@ -9,13 +9,15 @@
 //! | the monitor ends | it is waited for, then killed | it goes on with its other members |
 //!
 //! Either way what follows is the same: the endpoint is attached anew with the same TAP and the same listeners. A process
-//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again; where the machine is short of what another one
+//! that is lost [`MAX_DEATHS`] times within [`DEATHS_WITHIN`] is not tried again; of a shared one only those deaths count that were at nobody's
+//! turn (`sandbox::blame`): who kills it again and again is put aside, and the others go on. Where the machine is short of what another one
 //! takes ([`UplinkError::is_shortage`]), the monitor goes on without and tries again. A loss is counted once, though whoever is
 //! quick may meet the dying process of a shared network a second time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -26,7 +28,8 @@ use super::child::Child;
 use super::leases::HeldLease;
 use super::link::Link;
 use super::shared::{Shared, SharedError};
-use crate::network::config::Membership;
+use crate::network::config::{Membership, Turns};
+use crate::sys;
 use crate::sys::spawn::{self, Forked};
 
 /// A network process that dies this often…
@@ -42,9 +45,26 @@ pub enum Source {
     /// Nowhere: the sandbox has no interface of its own.
     None,
     /// Forked; its body, given its end of the attach connection.
-    Own(fn(OwnedFd) -> ExitCode),
+    Own(Own),
     /// That of a shared network.
     Shared(Box<Member>),
+}
+
+/// A network process that is forked.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    body: fn(OwnedFd, &'static Turns) -> ExitCode,
+    /// Not all 0 while it serves the sandbox.
+    serving: &'static Turns,
+}
+
+impl Own {
+    /// One whose body is this.
+    pub fn new(body: fn(OwnedFd, &'static Turns) -> ExitCode) -> Self {
+        /// Where it is not known: a child writes to its own copy.
+        static UNSHARED: Turns = [const { AtomicU64::new(0) }; size_of::<Turns>() / size_of::<AtomicU64>()];
+        Self { body, serving: sys::memory::shared_words(None).unwrap_or(&UNSHARED) }
+    }
 }
 
 /// A sandbox's place on a shared network.
@@ -116,6 +136,8 @@ pub struct Uplink {
     /// None: it is a shared one.
     child: Option<Child>,
     losses: Losses,
+    /// One of a shared network's was lost and is not replaced: how it went, and whether frames flowed before.
+    lost: Option<(String, bool)>,
 }
 
 /// How often the process was lost lately.
@@ -127,9 +149,9 @@ struct Losses {
 }
 
 impl Losses {
-    /// One more; true if it was one too many. A shared process that is dying or leaving may take one connection more before its
+    /// One more; true if there are too many beside those that are `excused`: somebody else's doing. A shared process that is dying or leaving may take one connection more before its
     /// listener closes: the same loss, seen twice.
-    fn count(&mut self, shared: bool, was_ready: bool, now: Instant) -> bool {
+    fn count(&mut self, shared: bool, was_ready: bool, blamed: usize, now: Instant) -> bool {
         let excuse = shared && !was_ready && !self.excused;
         self.excused = !was_ready && (excuse || self.excused);
         if !excuse {
@@ -138,7 +160,7 @@ impl Losses {
         while self.counted.front().is_some_and(|&loss| now.duration_since(loss) > DEATHS_WITHIN) {
             self.counted.pop_front();
         }
-        self.counted.len() >= MAX_DEATHS
+        self.counted.len() >= MAX_DEATHS + blamed
     }
 }
 
@@ -155,11 +177,11 @@ impl Source {
     pub fn open(&self) -> Result<Option<Uplink>, UplinkError> {
         let (conn, child) = match self {
             Self::None => return Ok(None),
-            Self::Own(body) => fork(*body).map(|(conn, child)| (conn, Some(child)))?,
+            Self::Own(own) => fork(*own).map(|(conn, child)| (conn, Some(child)))?,
             Self::Shared(member) => (member.shared.connect()?, None),
         };
         let link = Link::new(conn).map_err(call("make the attach connection non-blocking"))?;
-        Ok(Some(Uplink { link, ready: false, child, losses: Losses::default() }))
+        Ok(Some(Uplink { link, ready: false, child, losses: Losses::default(), lost: None }))
     }
 }
 
@@ -169,9 +191,10 @@ impl Uplink {
         self.child.as_ref().map_or(0, |child| child.pid.as_raw())
     }
 
-    /// The connection is gone: reaps the process. An error if this happens too often.
-    pub fn handle_lost(&mut self) -> Result<(), UplinkError> {
-        let how = match &mut self.child {
+    /// The connection is gone: reaps the process. An error if one of our own dies too often; of a shared one that is known when
+    /// there is another.
+    pub fn handle_lost(&mut self, source: &Source) -> Result<(), UplinkError> {
+        let mut how = match &mut self.child {
             // Where only the connection is gone, the process goes now.
             Some(child) => {
                 child.kill();
@@ -179,20 +202,32 @@ impl Uplink {
             }
             None => "the connection to it closed".to_owned(),
         };
-        if self.losses.count(self.child.is_none(), self.ready, Instant::now()) {
-            return Err(UplinkError::Dies { how });
+        if let Source::Own(own) = source {
+            if own.serving.iter().fold(0, |any, turn| any | turn.swap(0, Ordering::Relaxed)) != 0 {
+                how += ", while it served the sandbox's frames or connections";
+            }
+            if self.losses.count(false, self.ready, 0, Instant::now()) {
+                return Err(UplinkError::Dies { how });
+            }
         }
         tracing::warn!("the network process died ({how}); starting another");
+        self.lost = Some((how, self.ready));
         self.ready = false;
         Ok(())
     }
 
     /// Another process, or a connection to another, in place of what was lost.
     pub fn reopen(&mut self, source: &Source) -> Result<(), UplinkError> {
-        if let Some(mut next) = source.open()? {
-            next.losses = std::mem::take(&mut self.losses);
-            *self = next;
+        let Some(mut next) = source.open()? else { return Ok(()) };
+        // Whoever started it has found out whose doing it was.
+        if let (Source::Shared(member), Some((how, was_ready))) = (source, self.lost.take()) {
+            let blamed = member.shared.deaths().lately(DEATHS_WITHIN);
+            if self.losses.count(true, was_ready, blamed, Instant::now()) {
+                return Err(UplinkError::Dies { how });
+            }
         }
+        next.losses = std::mem::take(&mut self.losses);
+        *self = next;
         Ok(())
     }
 
@@ -215,7 +250,7 @@ impl Uplink {
 
 /// Forks the network process. It has a session of its own, so that no terminal signals it, and only its end of the
 /// connection and stderr (for its log) are left to it.
-fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> {
+fn fork(Own { body, serving }: Own) -> Result<(OwnedFd, Child), UplinkError> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(call("make a socket pair"))?;
     match spawn::fork().map_err(call("fork the network process"))? {
@@ -228,7 +263,7 @@ fn fork(body: fn(OwnedFd) -> ExitCode) -> Result<(OwnedFd, Child), UplinkError> 
                 let _ = nix::unistd::dup2_stdout(&null);
             }
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            u8::from(body(theirs) != ExitCode::SUCCESS)
+            u8::from(body(theirs, serving) != ExitCode::SUCCESS)
         }),
     }
 }
@@ -240,7 +275,7 @@ mod tests {
     /// Which loss of those is one too many; each says whether frames flowed.
     fn last(shared: bool, ready: &[bool]) -> Option<usize> {
         let (mut losses, now) = (Losses::default(), Instant::now());
-        ready.iter().position(|&ready| losses.count(shared, ready, now))
+        ready.iter().position(|&ready| losses.count(shared, ready, 0, now))
     }
 
     #[test]
@@ -255,10 +290,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_somebodys_doing_is_not_held_against_the_others() {
+        let (mut losses, now) = (Losses::default(), Instant::now());
+        for blamed in 1..=5 {
+            assert!(!losses.count(true, true, blamed, now), "{blamed}");
+        }
+        assert!(!losses.count(true, true, 5, now) && !losses.count(true, true, 5, now));
+        assert!(losses.count(true, true, 5, now), "three of nobody's");
+    }
+
+    #[test]
     fn losses_are_forgotten() {
         let (mut losses, start) = (Losses::default(), Instant::now());
         for second in 0..50 {
-            assert!(!losses.count(true, true, start + Duration::from_secs(6 * second)), "{second}");
+            assert!(!losses.count(true, true, 0, start + Duration::from_secs(6 * second)), "{second}");
         }
     }
 }

@@ -1,4 +1,25 @@
-//! Pages of program files that waiting processes need not keep.
+//! Pages of program files that waiting processes need not keep, and words that outlive the process that writes them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::AtomicU64;
+
+/// Numbers in memory that are shared: with whoever maps or reads the file, or else with children that are forked from now on. They begin
+/// as what the file has there, or as 0, and stay for the life of the process. The file has to have eight bytes for each, and keep them.
+pub fn shared_words<const N: usize>(file: Option<&File>) -> io::Result<&'static [AtomicU64; N]> {
+    let (kind, fd) =
+        file.map_or((libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1), |file| (libc::MAP_SHARED, file.as_raw_fd()));
+    let length = size_of::<[AtomicU64; N]>();
+    // SAFETY: a new mapping at a place of the kernel's choice touches nothing that is there.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, kind, fd, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is as long as the numbers, a page is aligned for any, it is readable and writable, and never unmapped; any
+    // bytes are numbers, and who else maps them accesses them as atomically.
+    Ok(unsafe { &*start.cast::<[AtomicU64; N]>() })
+}
 
 /// Gives the pages of program text back that starting up has touched, of this program and its libraries, and of its constants: 1 to
 /// 2 MB of resident memory in a process that from now on only waits. What it needs again is mapped again from the page cache.

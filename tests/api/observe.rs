@@ -72,6 +72,7 @@ impl World {
         let attached = Attached {
             endpoint,
             tap: tap.into(),
+            queues: Vec::new(),
             pcap: None,
             listeners: Vec::new(),
             dns: Names::default(),
@@ -82,7 +83,7 @@ impl World {
             faults: tapway::network::fault::Rules::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
-        let (engine, mut control) = engine::build(attached, supervisor).unwrap();
+        let (engine, mut control) = engine::build(attached, supervisor, None).unwrap();
         control.set_confinement([("seccomp".to_owned(), "done".to_owned())].into());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -16,6 +16,7 @@ mod attach;
 mod broken;
 mod capture;
 mod control;
+mod death;
 mod dhcp;
 mod dns;
 mod fair;

@@ -43,6 +43,7 @@ pub fn main(args: &InspectArgs) -> Result<u8, Failure> {
         match store.find(typed) {
             Ok(network) => {
                 let mut inspected = Inspected::new(&network, &view::live(Some(&runtime_dir), &network));
+                inspected.add_aside(&runtime_dir, &network);
                 if args.verbose
                     && let Err(error) = inspected.ask_switch(&runtime_dir, &network)
                 {

@@ -1,7 +1,7 @@
 //! `tapway network`: networks that sandboxes share, under docker's commands, words and JSON.
 //!
 //! A network is a definition in a file (`sandbox::networks`); its process, if it has one, is another matter, and nothing
-//! here starts one. `connect` and `disconnect` are about a sandbox, whose monitor does them. Texts are Docker's without "Error response from daemon: ".
+//! here starts one but `upgrade`, in the place of another. `connect` and `disconnect` are about a sandbox, whose monitor does them. Texts are Docker's without "Error response from daemon: ".
 
 pub mod connect;
 pub mod create;
@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod ls;
 pub mod prune;
 pub mod rm;
+pub mod upgrade;
 pub mod view;
 
 use clap::{Args, Subcommand};
@@ -32,6 +33,8 @@ Examples:
       who is in it
   tapway network connect db web
       the running sandbox 'web' is on the network 'db', too
+  tapway network upgrade web
+      after an update of tapway: the network's running process is replaced, its sandboxes stay
   tapway network prune -f
       remove those without a running sandbox";
 
@@ -61,6 +64,8 @@ pub enum NetworkAction {
     /// Remove networks.
     #[command(visible_alias = "remove")]
     Rm(rm::RmArgs),
+    /// Have a process of this version take over from the running one.
+    Upgrade(upgrade::UpgradeArgs),
     /// Remove all networks that no running sandbox is in.
     Prune(prune::PruneArgs),
 }
@@ -74,6 +79,7 @@ pub fn main(args: &NetworkArgs) -> Result<u8, Failure> {
         NetworkAction::Ls(args) => ls::main(args),
         NetworkAction::Inspect(args) => inspect::main(args),
         NetworkAction::Rm(args) => rm::main(args),
+        NetworkAction::Upgrade(args) => upgrade::main(args),
         NetworkAction::Prune(args) => prune::main(args),
     };
     outcome.or_else(|failure| Ok(tell(&failure)))

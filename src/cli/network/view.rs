@@ -13,6 +13,7 @@ use crate::network::definition::Network;
 use crate::network::lease::Lease;
 use crate::network::options::DEFAULT_BRIDGE;
 use crate::network::timestamp::Timestamp;
+use crate::sandbox::blame::Deaths;
 use crate::sandbox::leases::Leases;
 
 /// A network of `docker network inspect`.
@@ -42,6 +43,8 @@ pub struct Inspected {
     /// With `--verbose`, while somebody is in the network.
     #[serde(skip_serializing_if = "Option::is_none")]
     switch: Option<Switch>,
+    #[serde(rename = "Aside", skip_serializing_if = "Vec::is_empty")]
+    aside: Vec<String>,
 }
 
 /// What the network's process tells of itself and its members (`api::verbs::network`).
@@ -145,7 +148,14 @@ impl Inspected {
             labels: network.labels.clone(),
             status: Status { ipam: StatusIpam { subnets: usage.collect() } },
             switch: None,
+            aside: Vec::new(),
         }
+    }
+
+    /// Adds which sandboxes are put aside, because they have killed the network's process.
+    pub fn add_aside(&mut self, runtime_dir: &Path, network: &Network) {
+        let known = Deaths::read(Leases::open(runtime_dir, network).dir());
+        self.aside = known.aside.into_iter().map(|aside| aside.sandbox).collect();
     }
 
     /// Adds what the network's process tells; nothing if none runs, since nobody is in the network then.

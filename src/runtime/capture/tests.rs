@@ -329,7 +329,7 @@ impl Bench {
             faults: crate::network::fault::Rules::default(),
         };
         let supervisor = Supervisor::Caller { host_dns: Box::new(|| None) };
-        let (engine, control) = engine::build(attached, supervisor).unwrap();
+        let (engine, control) = engine::build(attached, supervisor, None).unwrap();
         let engine = std::thread::spawn(move || engine.run().unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { plane: control.plane, guest, engine: Some(engine), _exit: ours.into(), runtime }

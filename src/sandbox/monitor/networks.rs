@@ -12,6 +12,8 @@
 //! that goes before anything else is done. Clients that come in between wait in the backlogs; only those that had been let in by a
 //! network that goes are cut off.
 //!
+//! A sandbox that its network puts aside (`sandbox::blame`) goes the way of one that is disconnected, but that nobody waits for it.
+//!
 //! Taking the lease waits for the network's lock, which others hold for microseconds; a process that is stopped with it would hold
 //! this monitor up for five seconds, but none of its frames.
 
@@ -24,6 +26,7 @@ use super::super::leases::LeaseError;
 use super::super::networks::StoreError;
 use super::super::place::{self, Asked, PlaceError, Who};
 use super::super::proto::ToSandbox;
+use super::super::state::Aside;
 use super::super::station::{Said, StationError};
 use super::super::uplink::Source;
 use super::{Monitor, RunError};
@@ -202,7 +205,12 @@ impl Monitor {
             Said::Ready(name) if changing == Some((name.clone(), Step::Attaching)) => self.arrange(),
             Said::Ready(_) => Ok(()),
             Said::Replaced(name) => self.tell(&ToSandbox::Broken { name }),
-            Said::Refused(name, desc) => match changing {
+            Said::Aside(name, desc)
+                if self.station.about.started.is_some() && changing.as_ref().is_none_or(|(one, _)| *one != name) =>
+            {
+                self.put_aside(&name, desc)
+            }
+            Said::Refused(name, desc) | Said::Aside(name, desc) => match changing {
                 Some((changing, step)) if changing == name && step != Step::Closing => {
                     self.give_up(ApiError::new(Code::Internal, desc))
                 }
@@ -216,6 +224,17 @@ impl Monitor {
                 self.tell(&ToSandbox::Delete { name })
             }
         }
+    }
+
+    /// Takes the sandbox off a network that does not have it any more. Nobody asked for it, so nobody is answered.
+    fn put_aside(&mut self, interface: &str, desc: String) -> Result<(), RunError> {
+        let Some(endpoint) = self.station.endpoint(interface) else { return Ok(()) };
+        let network = endpoint.place.network.clone();
+        tracing::error!("{desc}; it is taken off network {network}");
+        self.station.about.aside.push(Aside { network, why: desc });
+        self.station.retire(interface, PATIENCE)?;
+        let others = self.order().into_iter().filter(|other| other != interface).collect();
+        self.tell(&ToSandbox::Leave { name: interface.to_owned(), others })
     }
 
     fn arrange(&mut self) -> Result<(), RunError> {
@@ -262,7 +281,11 @@ impl Monitor {
         for note in notes {
             tracing::warn!("{note}");
         }
-        let Some(change) = &mut self.change else { return Ok(()) };
+        let Some(change) = &mut self.change else {
+            // Of one that was put aside.
+            self.station.handle_networks(embedded_dns);
+            return Ok(());
+        };
         match change.step {
             Step::Ordering => {
                 self.station.elect()?;

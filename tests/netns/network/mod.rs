@@ -96,7 +96,12 @@ fn the_process_itself() {
     // SAFETY: the child only runs code of this process, whose other threads hold no lock: they wait for this one.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            let code = tapway::runtime::network::shared_network_process(listener, Some(reads.into()), config);
+            let code = tapway::runtime::network::shared_network_process(
+                listener,
+                Some(reads.into()),
+                config,
+                tapway::runtime::network::Before::default(),
+            );
             std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
         }
         ForkResult::Parent { child } => {
@@ -203,7 +208,7 @@ impl Network {
         say(&ToNetwork::Start, &[])?;
         match attach::recv::<FromNetwork>(&conn).map_err(|e| e.to_string())?.0 {
             FromNetwork::Ready => Ok(Member { ns, conn: Some(conn), number, tap }),
-            FromNetwork::Failed { desc } => Err(desc),
+            FromNetwork::Failed { desc, .. } => Err(desc),
             other => panic!("{other:?}"),
         }
     }
