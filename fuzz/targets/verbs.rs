@@ -50,6 +50,7 @@ fn request(Envelope { execute: verb, arguments, .. }: Envelope, desired: &mut De
             }
             Some(Ok(hostfwd::Request::Add(add))) => {
                 let hostfwd::Add { proto, host_addr, host_port, guest_addr, guest_port } = add;
+                let guest_addr = guest_addr.unwrap_or(host_addr);
                 let entry = hostfwd::Entry { id: 1, proto, host_addr, host_port, guest_addr, guest_port };
                 let reply: Value = serde_json::from_slice(&hostfwd::listed(&[entry, entry])).expect("a list is JSON");
                 assert_eq!(reply["entries"].as_array().map(Vec::len), Some(2));

@@ -130,7 +130,8 @@ pub fn watch() {
 
 fn last_words(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
-    let message = panic.payload_as_str().unwrap_or("no message");
+    // One line: of values the formatter sees to that, of the text it does not.
+    let message = panic.payload_as_str().unwrap_or("no message").replace('\n', "\\n");
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     // The cell of a thread that is on its way out is gone.
     let work = SCENE.try_with(ToString::to_string).unwrap_or_default();

@@ -318,9 +318,10 @@ pub fn parse(frame: &[u8], config: &EndpointConfig) -> Frame {
     if arp {
         return Frame::Arp(frame[VNET_HDR_LEN..].to_vec());
     }
-    // DHCP answers whatever hardware address the client says that it has.
-    let dhcp = frame[22..24] == [8, 0] && frame[33] == UDP && frame[44..46] == [0, 67];
-    assert!(slirp || dhcp || frame[10..16] == GUEST_MAC || frame[10] & 1 == 1, "destination MAC");
+    // DHCP and neighbour discovery answer whatever hardware address the guest says that it has.
+    let dhcp = frame[22..24] == [8, 0] && frame[33] == UDP && frame.get(44..46) == Some(&[0, 67]);
+    let ndp = frame[22] == 0x86 && frame[30] == 58 && matches!(frame.get(64), Some(134 | 136));
+    assert!(slirp || dhcp || ndp || frame[10..16] == GUEST_MAC || frame[10] & 1 == 1, "destination MAC");
     assert_ne!(frame[10..16], [0; 6], "no destination MAC");
     let packet = &frame[IP_OFFSET..];
     if vnet.gso == Gso::None {
