@@ -64,6 +64,7 @@ impl Default for AllLimits {
 
 impl AllLimits {
     /// The same within this process's descriptors, of which some are kept for what is not a flow.
+    #[must_use]
     pub fn fitting(self) -> Self {
         let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
         self.within(usize::try_from(soft).unwrap_or(usize::MAX))
