@@ -261,19 +261,19 @@ pub(super) fn answer_query(
         DnsQuery::Udp { endpoint, guest, server, query, ticket } => {
             let (answers, wake) = (answers.clone(), Arc::clone(wake));
             tokio::task::spawn_local(async move {
-                let _ticket = ticket;
                 if let Some(answer) = resolver.resolve(&query, Transport::Udp).await
                     && answers.try_send(DnsAnswer { endpoint, guest, server, answer }).is_ok()
                 {
                     let _ = wake.write(1);
                 }
+                drop(ticket);
             });
         }
         DnsQuery::Stream { stream, ticket, .. } => match tokio::net::UnixStream::from_std(stream) {
             Ok(stream) => {
                 tokio::task::spawn_local(async move {
-                    let _ticket = ticket;
                     serve_tcp(stream, resolver).await;
+                    drop(ticket);
                 });
             }
             Err(error) => tracing::warn!("cannot serve DNS over TCP: {error}"),

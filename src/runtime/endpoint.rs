@@ -7,6 +7,8 @@
 //! to-guest ring takes input out of epoll and the guest's acknowledgement brings the flow back, which finds `readable`
 //! still set and reads at once.
 
+mod share;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,7 +24,7 @@ use super::capture::Taken;
 use super::command::{Command, FaultsSet, FlowPage, Statistics};
 use super::control::{DnsAnswer, DnsQuery};
 use super::events::FlowTeller;
-use super::fair::{self, Held, Share, Work};
+use super::fair::{Held, Share};
 use super::scene;
 use super::sockets::{KeptError, Sockets, TcpSocket, What};
 use crate::host::echo;
@@ -40,6 +42,7 @@ use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use crate::stack::verdict::DropReason;
 use crate::stack::{HostError, Limits, Stack};
 use crate::sys::msg;
+use share::AUDIT;
 
 /// Bytes moved from one host socket in one turn.
 const HOST_BUDGET: usize = 512 * 1024;
@@ -53,8 +56,6 @@ const ROOM_LOWAT: usize = 16 * 1024;
 const BOUND_FROM: usize = 32 * 1024;
 /// What is asked of epoll to hear of input: with the end of file, which is read with what comes before it.
 const INPUT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
-/// How long bytes wait for the guest or the host before their socket is asked what it holds in the kernel, and again.
-const AUDIT: Duration = Duration::from_millis(200);
 /// How long a listener rests when descriptors run out.
 const LISTENER_REST: Duration = Duration::from_millis(100);
 
@@ -253,76 +254,6 @@ impl Endpoint {
         let crossed = &self.sockets.crossed;
         let all = crossed.from_guest_bytes.wrapping_add(crossed.to_guest_bytes);
         all.wrapping_sub(std::mem::replace(&mut self.counted, all))
-    }
-
-    /// What it has of that which is bounded in all.
-    pub fn holds(&self) -> Held {
-        let (flows, datagrams, bytes) = self.stack.holds();
-        Held { flows, datagrams, bytes }
-    }
-
-    /// Gives some of it for the others' sake; false if it has none.
-    pub fn shed(&mut self, kind: fair::Kind, now: Instant) -> bool {
-        match kind {
-            fair::Kind::Flows => self.stack.shed_flow(now, &mut self.sockets),
-            fair::Kind::Datagrams => self.stack.shed_datagrams(),
-            fair::Kind::Bytes => self.stack.shed_bytes(now, &mut self.sockets),
-        }
-    }
-
-    /// So many of its frames were wanted by nobody.
-    pub fn handle_junk(&mut self, now: Instant, frames: u64) {
-        if self.share.handle_junk(now, frames) {
-            self.sockets.watch_tap(false);
-        }
-    }
-
-    /// A part of what it had of this turn took so long.
-    pub fn note_time(&mut self, nanos: u64) {
-        self.nanos += nanos;
-    }
-
-    /// Its part in a turn is over, in which others were there, too (or not: then it is charged for nothing).
-    pub fn charge(&mut self, now: Instant, contested: bool) {
-        let all = (self.sockets.crossed, self.stack.dns_queries());
-        let (before, asked) = std::mem::replace(&mut self.charged, all);
-        let (nanos, connects) = (std::mem::take(&mut self.nanos), std::mem::take(&mut self.connects));
-        if !contested {
-            return;
-        }
-        let crossed = all.0.since(&before);
-        let work = Work {
-            nanos,
-            read: crossed.from_guest_packets,
-            frames: crossed.from_guest_packets + crossed.to_guest_packets,
-            bytes: crossed.from_guest_bytes + crossed.to_guest_bytes,
-            questions: all.1 - asked,
-            connects,
-        };
-        if self.share.charge(now, &work) {
-            self.sockets.watch_tap(false);
-        }
-    }
-
-    /// Asks the host sockets of flows that stand still what they hold.
-    fn audit(&mut self, now: Instant) {
-        for _ in 0..self.stalls.len() {
-            let Some(&(at, flow)) = self.stalls.front() else { break };
-            if at > now {
-                break;
-            }
-            self.stalls.pop_front();
-            let Some(socket) = self.sockets.tcp.get_mut(flow) else { continue };
-            match socket.stalled {
-                None => socket.audited = false,
-                Some(since) if since + AUDIT.into() > now => self.stalls.push_back((now + AUDIT.into(), flow)),
-                Some(_) => {
-                    self.stack.charge_tcp(flow, msg::memory(socket.fd.as_fd()));
-                    self.stack.finish_tcp(flow, now, &mut self.sockets);
-                    self.stalls.push_back((now + AUDIT.into(), flow));
-                }
-            }
-        }
     }
 
     /// Does everything that the events of this turn led to.

@@ -34,15 +34,15 @@ const TURN: u64 = 250_000;
 const LEAST: usize = 2;
 /// How long times are measured after two TAPs had frames at once.
 const CONTESTED: Duration = Duration::from_millis(100);
-/// What carrying a frame may cost, nanoseconds: small ones were measured at 2 to 4 µs, and slower machines are no attackers.
+/// What carrying a frame may cost, nanoseconds: a guess, well above what small ones should cost, since slower machines are no attackers. Not measured.
 const FRAME: u64 = 12_000;
-/// What carrying a byte may: a third of a nanosecond was measured, and two where a frame is cut and summed in software.
+/// What carrying a byte may: a guess with room for frames that are cut and summed in software. Not measured.
 const BYTE: u64 = 3;
 /// What a question costs the thread that answers it, nanoseconds.
 const QUESTION: u64 = 20_000;
 /// What a connection costs after the turn in which it is asked for: its answer, and its end. Nanoseconds.
 const CONNECT: u64 = 15_000;
-/// Microseconds beyond that: a twentieth of a processor, while others are there. A connection costs some 45 µs, so that is 1500 of them a
+/// Microseconds beyond that: a twentieth of a processor, while others are there. If a connection costs some 45 µs (a guess), that is 1500 of them a
 /// second.
 const DEAR: Rate = Rate { per_second: 50_000, burst: 5_000 };
 
@@ -67,6 +67,7 @@ impl Default for AllLimits {
 
 impl AllLimits {
     /// The same within this process's descriptors, of which some are kept for what is not a flow.
+    #[must_use]
     pub fn fitting(self) -> Self {
         let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
         self.within(usize::try_from(soft).unwrap_or(usize::MAX))

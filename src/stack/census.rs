@@ -127,6 +127,7 @@ impl Cursor {
     }
 
     /// A place in a lane, as the endpoint's cursors have it.
+    #[must_use]
     pub fn outside(self, lane: Lane) -> Self {
         Self { slot: self.slot | u32::from(lane.0) << LANE_SHIFT, ..self }
     }

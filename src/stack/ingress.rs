@@ -62,7 +62,7 @@ impl Stack {
             [0x08, 0x00]
                 if packet.len() >= IPV4_HDR_LEN
                     && packet[9] == proto::TCP
-                    && packet[6] & 0x3f == 0
+                    && packet[6].trailing_zeros() >= 6
                     && packet[7] == 0 =>
             {
                 let header = usize::from(packet[0] & 0x0f) * 4;

@@ -148,7 +148,7 @@ impl Default for Limits {
             // Linux sends 1000 ICMP messages a second in bursts of 50 (net.ipv4.icmp_msgs_per_sec) for the whole machine; a
             // flood ping of one program comes to several thousand, and shall see no loss.
             answers: Rate { per_second: 10_000, burst: 2_000 },
-            // At a microsecond or two each (measured), a thirtieth of a processor.
+            // A guess: at a microsecond or two each, a thirtieth of a processor. Not measured.
             junk: Rate { per_second: 20_000, burst: 5_000 },
             // As many as the resolver has on their way.
             dns_questions: 256,

@@ -341,7 +341,7 @@ fn super_frames_of_thousands_of_packets_are_none() {
     for (size, sent) in [(1, 0), (511, 0), (512, 1)] {
         let mut world = World::new();
         let (guest, peer) = (at(Family::V4.guest(), 5000), at(Family::V4.far(), 5000));
-        let mut frame = Ip::new(guest.ip(), peer.ip(), UDP, udp_body(guest, peer, &[5; 65_500])).frame();
+        let mut frame = Ip::new(guest.ip(), peer.ip(), UDP, udp_body(guest, peer, &vec![5; 65_500])).frame();
         let hdr = VnetHdr {
             needs_csum: true,
             csum_start: 34,

@@ -65,6 +65,7 @@ impl Default for Limits {
 
 impl Limits {
     /// What each of several may hold.
+    #[must_use]
     pub fn share(self, count: usize) -> Self {
         let count = count.max(1);
         Self { frames: self.frames.div_ceil(count), bytes: self.bytes.div_ceil(count), ..self }

@@ -66,7 +66,7 @@ pub struct SwitchLimits {
 impl Default for SwitchLimits {
     fn default() -> Self {
         // Link-local, one of the prefix, and temporary ones of a week (RFC 8981: one a day).
-        // Copies, at about 2 µs each (measured): a twentieth of a processor; at once, what twenty frames are to 1024 members.
+        // Copies, a guess: at about 2 µs each a twentieth of a processor; at once, what twenty frames are to 1024 members.
         // To groups: a stream of 100 Mbit/s to twenty.
         Self {
             members: crate::network::config::max_members(),

@@ -101,7 +101,8 @@ impl Default for TcpLimits {
     fn default() -> Self {
         // 16 384 flows × one descriptor stay below the usual hard limit of 1 048 576 and 2 × 64 KiB rings below 2 GiB of
         // address space; 512 unanswered connects is dataplane.md's rule 8; 256 large pairs are 512 MiB if all are bulk, and no
-        // guest has more of anything. Half-open ones: tcp_max_syn_backlog of Linux, at 1024 from 1 GiB of memory on (net/ipv4/tcp.c).
+        // guest has more of anything. Half-open ones: twice that
+        // many, a choice.
         Self { max_flows: 16_384, max_opening: 512, max_half_open: 1024, held: 512 << 20, large_rings: 256 }
     }
 }

@@ -110,7 +110,7 @@ impl Attack {
                 let mut packet = ip(own, INET4, 17, vec![0; 1400]);
                 packet[4..6].copy_from_slice(&(n as u16).to_be_bytes());
                 // At an end that makes it as large as can be, and never all of it.
-                packet[6..8].copy_from_slice(&(0x2000_u16 | 7900).to_be_bytes());
+                packet[6..8].copy_from_slice(&(0x2000_u16 + 7900).to_be_bytes());
                 packet[10..12].fill(0);
                 let sum = csum::plain(&packet[..20]);
                 packet[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -122,7 +122,7 @@ impl Attack {
                 packet.extend(v6(from).octets());
                 packet.extend("2001:db8:2::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
                 packet.extend([17, 0]);
-                packet.extend((7900_u16 << 3 | 1).to_be_bytes());
+                packet.extend((7900_u16 * 8 + 1).to_be_bytes());
                 packet.extend(n.to_be_bytes());
                 packet.extend([0; 1400]);
                 framed(from, GATEWAY_MAC, 0x86dd, &packet)

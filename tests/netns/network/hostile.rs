@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,9 @@ use crate::world::{INET4, World};
 
 /// The attacker's number.
 const ATTACKER: u8 = 4;
+
+/// Bits that a paced stream writes at a time.
+const BLOCK_BITS: f64 = 8.0 * 16.0 * 1024.0;
 
 /// A stream from one member to another that never ends, and what of it has come.
 struct Stream {
@@ -45,9 +48,10 @@ impl Stream {
             let mut next = Instant::now();
             while !ends.load(Ordering::Relaxed) && writer.write_all(&block).is_ok() {
                 if let Some(pace) = pace {
-                    next += Duration::from_secs_f64(block.len() as f64 * 8.0 / 1e6 / pace);
+                    next += Duration::from_secs_f64(BLOCK_BITS / 1e6 / pace);
                     // What it could not send is not made good.
-                    next = next.max(Instant::now() - Duration::from_millis(10));
+                    let now = Instant::now();
+                    next = next.max(now.checked_sub(Duration::from_millis(10)).unwrap_or(now));
                     thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
             }
@@ -60,7 +64,7 @@ impl Stream {
         let (before, begun) = (self.came.load(Ordering::Relaxed), Instant::now());
         thread::sleep(span);
         let came = self.came.load(Ordering::Relaxed) - before;
-        came as f64 * 8.0 / 1e6 / begun.elapsed().as_secs_f64()
+        f64::from(u32::try_from(came / 1000).unwrap()) * 8.0 / 1e3 / begun.elapsed().as_secs_f64()
     }
 }
 
@@ -140,6 +144,9 @@ fn targets(w: &World) {
     name_server(w);
 }
 
+/// Where the next stream goes.
+static PORT: AtomicU16 = AtomicU16::new(7400);
+
 /// One attack beside a stream, on and off in turns: what is left of its rate, and a line that says all.
 fn attack(
     w: &World,
@@ -151,7 +158,6 @@ fn attack(
     let span = Duration::from_millis(if long() { 300 } else { 80 });
     let attacked_from = &members[2];
     let attacker = Attacker::new(attacked_from, which);
-    static PORT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(7400);
     let stream = Stream::begin(&members[0], &members[1], PORT.fetch_add(1, Ordering::Relaxed), pace);
     thread::sleep(Duration::from_millis(100));
     let pid = network.pid();
