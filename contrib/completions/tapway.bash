@@ -178,7 +178,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__attach)
-            opts="-p -P -v -d -h --name --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --add-host --metrics-listen --pcap --verbose --log-format --detach --rm --interface --help"
+            opts="-p -P -v -d -h --name --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --queues --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --add-host --metrics-listen --pcap --verbose --log-format --detach --rm --interface --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -230,6 +230,10 @@ _tapway() {
                     ;;
                 --ipv6)
                     COMPREPLY=($(compgen -W "on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --queues)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --mac-address)
@@ -1222,7 +1226,7 @@ _tapway() {
             return 0
             ;;
         tapway__subcmd__run)
-            opts="-p -P -v -d -h -i -t --name --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --add-host --metrics-listen --pcap --verbose --log-format --detach --rm --hostname --dns-search --dns-option --user --pid --interactive --tty --help"
+            opts="-p -P -v -d -h -i -t --name --network --publish --publish-all --expose --ip --ip6 --network-alias --link --mtu --subnet --ipv6 --queues --mac-address --allow-host-loopback --allow-link-local --outbound-addr --dns --add-host --metrics-listen --pcap --verbose --log-format --detach --rm --hostname --dns-search --dns-option --user --pid --interactive --tty --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1274,6 +1278,10 @@ _tapway() {
                     ;;
                 --ipv6)
                     COMPREPLY=($(compgen -W "on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --queues)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --mac-address)

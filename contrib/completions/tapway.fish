@@ -65,6 +65,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand run" -l mtu -d 'MTU of the
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
 off\t'No'"
+complete -c tapway -n "__fish_tapway_using_subcommand run" -l queues -d 'Queues of each interface, 1 to 8, each served by a thread of its own [default: one for every two cores, up to 4; or TAPWAY_QUEUES]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l mac-address -d 'MAC address of the first interface inside [default: random, or made of the address on a shared network]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
 complete -c tapway -n "__fish_tapway_using_subcommand run" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r
@@ -99,6 +100,7 @@ complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mtu -d 'MTU of 
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l subnet -d 'Subnet inside, IPv4 or an IPv6 /64; once for each family [default: 10.0.2.0/24 and a random fd…/64]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l ipv6 -d 'IPv6 inside' -r -f -a "on\t'Yes'
 off\t'No'"
+complete -c tapway -n "__fish_tapway_using_subcommand attach" -l queues -d 'Queues of each interface, 1 to 8, each served by a thread of its own [default: one for every two cores, up to 4; or TAPWAY_QUEUES]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l mac-address -d 'MAC address of the first interface inside [default: random, or made of the address on a shared network]' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l outbound-addr -d 'Source of outgoing connections: an address of the host, or the name of an interface' -r
 complete -c tapway -n "__fish_tapway_using_subcommand attach" -l dns -d 'Name server to forward queries to, ADDRESS or ADDRESS:PORT [default: those of the host, as they change]' -r

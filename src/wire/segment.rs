@@ -256,6 +256,8 @@ mod tests {
         /// Pieces carry the payload in order, each with good sums, and none above the size.
         #[test]
         fn pieces_are_the_payload(v6: bool, udp: bool, size in 10_u16..3000, len in 1_usize..20_000, partial: bool) {
+            // No kernel makes more of one.
+            let len = if udp { len.min(MAX_DATAGRAMS * usize::from(size)) } else { len };
             let payload: Vec<u8> = (0..len).map(|at| (at * 7) as u8).collect();
             let (whole, hdr) = frame(v6, udp, &payload, size, FIN | PSH | CWR | 0x10);
             let mut buf = vec![0; 4096];

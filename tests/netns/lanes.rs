@@ -144,7 +144,9 @@ fn everything(w: &World, network: &str) {
     // For longer than the kernel remembers who answered (TUN_FLOW_EXPIRE: 3 s): then it goes by the hash alone.
     thread::sleep(Duration::from_secs(7));
     streams.iter_mut().enumerate().for_each(|(n, stream)| says(stream, n as u8));
-    sockets.iter().for_each(|socket| asks(socket, b"again"));
+    for socket in &sockets {
+        asks(socket, b"again");
+    }
     asks(&outside, b"again");
     assert_eq!((dropped(w, "hand_over"), dropped(w, "no_flow")), (0, 0));
 
