@@ -169,7 +169,7 @@ impl Story {
         }
         while stack.poll_flow_event().is_some() {}
         let (tcp, mappings, pairs, pings) = stack.flows();
-        let Limits { tcp: tcp_limits, udp, ping_sessions, reassembly: _, guests } = self.limits;
+        let Limits { tcp: tcp_limits, udp, ping_sessions, reassembly: _, guests, .. } = self.limits;
         assert!(tcp <= tcp_limits.max_flows, "{tcp} flows");
         assert!(mappings <= udp.max_mappings && pairs <= udp.max_pairs && pings <= ping_sessions);
         if let Some((known, asked, held)) = stack.guests() {
@@ -490,11 +490,12 @@ fuzz_target!(|input: &[u8]| {
         Limits::default()
     } else {
         Limits {
-            tcp: TcpLimits { max_flows: 6, max_opening: 3, large_rings: 1 },
+            tcp: TcpLimits { max_flows: 6, max_opening: 3, large_rings: 1, ..TcpLimits::default() },
             udp: UdpLimits { max_mappings: 3, max_pairs: 3 },
             ping_sessions: 2,
             reassembly: reassembly::Limits { datagrams: 4, bytes: 100_000, ..reassembly::Limits::default() },
             guests: GuestLimits { known: 4, asked: 2, held_frames: 4, held_bytes: 100_000 },
+            ..Limits::default()
         }
     };
     let mut story = Story {

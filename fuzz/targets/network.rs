@@ -149,11 +149,12 @@ struct Net {
 
 fn limits() -> Limits {
     Limits {
-        tcp: TcpLimits { max_flows: 4, max_opening: 2, large_rings: 1 },
+        tcp: TcpLimits { max_flows: 4, max_opening: 2, large_rings: 1, ..TcpLimits::default() },
         udp: UdpLimits { max_mappings: 3, max_pairs: 3 },
         ping_sessions: 2,
         reassembly: reassembly::Limits { datagrams: 4, bytes: 100_000, ..reassembly::Limits::default() },
         guests: guests::GuestLimits::default(),
+        ..Limits::default()
     }
 }
 
@@ -242,7 +243,7 @@ impl Net {
             assert!(frames <= HELD.frames && bytes <= HELD.bytes, "{frames} frames, {bytes} bytes are held");
             assert!(frames == 0 || one.faults.next_timeout().is_some(), "held for ever");
         }
-        for counts in one.faults.counts().flatten() {
+        for counts in one.faults.counts().into_iter().flatten() {
             assert!(counts.delayed + counts.lost + counts.overflowed <= counts.packets, "{counts:?}");
         }
         let (tcp, mappings, pairs, pings) = one.stack.flows();
@@ -473,7 +474,12 @@ fuzz_target!(|input: &[u8]| {
     let mut input = Input(input);
     let options = input.byte();
     let icc = options & 1 == 0;
-    let limits = SwitchLimits { members: 4, own_addresses: 3, groups: GroupLimits { per_member: 3, all: 8 } };
+    let limits = SwitchLimits {
+        members: 4,
+        own_addresses: 3,
+        groups: GroupLimits { per_member: 3, all: 8 },
+        ..SwitchLimits::default()
+    };
     let mut net = Net {
         switch: Switch::new(icc, limits, 7),
         taps: Taps { icc, configs: vec![None; PLACES.into()], ..Taps::default() },

@@ -73,6 +73,7 @@ fn open(ns: &Ns) -> Vec<TcpStream> {
 }
 
 /// A block there and back.
+#[track_caller]
 fn says(stream: &mut TcpStream, mark: u8) {
     let mut back = vec![0; 3000];
     stream.write_all(&vec![mark; back.len()]).unwrap();
@@ -80,6 +81,7 @@ fn says(stream: &mut TcpStream, mark: u8) {
     assert!(back.iter().all(|&byte| byte == mark), "the bytes of flow {mark} are another's");
 }
 
+#[track_caller]
 fn asks(socket: &UdpSocket, text: &[u8]) {
     socket.send(text).unwrap();
     let mut back = [0; 100];
@@ -168,10 +170,19 @@ fn everything(w: &World, network: &str) {
     assert_eq!(counter(w, "tcp_opened"), (2 * FLOWS) as u64);
 
     // Another process takes all queues over.
-    kill(w, &guest);
+    if network == "private" {
+        kill(w, &guest);
+    } else {
+        w.host.sh(&format!("kill -KILL {}", w.network_process(&guest).expect("a network process")));
+        wait_for("the network", PATIENCE, || {
+            guest.cmd(&["ping", "-n", "-c1", "-W1", &INET4.to_string()]).end().code == 0
+        });
+    }
     let mut again = open(&guest.ns);
     again.iter_mut().enumerate().for_each(|(n, stream)| says(stream, n as u8));
-    asks(&sockets[0], b"after death");
+    let first = sockets[0].send(b"after death").and_then(|_| sockets[0].recv(&mut [0; 100]));
+    let numbers = done(w, "get_stats", json!({}));
+    assert!(first.is_ok(), "{first:?} {numbers}");
 }
 
 #[test]
