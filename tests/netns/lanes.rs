@@ -81,12 +81,16 @@ fn says(stream: &mut TcpStream, mark: u8) {
     assert!(back.iter().all(|&byte| byte == mark), "the bytes of flow {mark} are another's");
 }
 
+/// A datagram there and back; asked again each second, as programs do.
 #[track_caller]
 fn asks(socket: &UdpSocket, text: &[u8]) {
-    socket.send(text).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut back = [0; 100];
-    let len = socket.recv(&mut back).expect("an answer");
-    assert_eq!(&back[..len], text);
+    let answer = (0..15).find_map(|_| {
+        socket.send(text).unwrap();
+        socket.recv(&mut back).ok()
+    });
+    assert_eq!(&back[..answer.expect("an answer")], text);
 }
 
 /// What works on any network that a sandbox is on.
@@ -180,9 +184,7 @@ fn everything(w: &World, network: &str) {
     }
     let mut again = open(&guest.ns);
     again.iter_mut().enumerate().for_each(|(n, stream)| says(stream, n as u8));
-    let first = sockets[0].send(b"after death").and_then(|_| sockets[0].recv(&mut [0; 100]));
-    let numbers = done(w, "get_stats", json!({}));
-    assert!(first.is_ok(), "{first:?} {numbers}");
+    asks(&sockets[0], b"after death");
 }
 
 #[test]
