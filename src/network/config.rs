@@ -245,3 +245,30 @@ pub struct Link {
     /// What this member calls it; seen by nobody else.
     pub alias: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_queue_for_every_two_cores_up_to_four() {
+        let wanted = [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (8, 4), (256, 4)];
+        for (cores, queues) in wanted {
+            assert_eq!(default_queues(cores).get(), queues, "{cores} cores");
+        }
+    }
+
+    #[test]
+    fn a_number_of_queues_is_one_to_eight() {
+        assert_eq!(parse_queues("8"), Ok(MAX_QUEUES));
+        for text in ["", "0", "9", "-1", "1.0", "256", "two"] {
+            assert_eq!(parse_queues(text), Err(QueuesError(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_mark_is_its_sandbox() {
+        assert_eq!(sandbox_of(mark("00c0ffee0123")).as_deref(), Some("00c0ffee0123"));
+        assert_eq!((sandbox_of(0), mark("000000000000") != 0), (None, true));
+    }
+}
