@@ -117,6 +117,8 @@ pub struct Endpoint {
     nanos: u64,
     /// Connections that were asked for since then.
     connects: u64,
+    /// Frames that other lanes handed over since then.
+    pub handed: u64,
     /// Drops of every reason when they were last told.
     drops_told: u64,
     flows: FlowTeller,
@@ -157,6 +159,7 @@ impl Endpoint {
             charged: (Traffic::default(), 0),
             nanos: 0,
             connects: 0,
+            handed: 0,
             drops_told: 0,
             flows,
         }

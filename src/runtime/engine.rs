@@ -18,6 +18,9 @@
 //!
 //! Endpoints come and go between events and the next wait, so no event is ever of a predecessor in its slot.
 
+mod setup;
+mod table;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -31,19 +34,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use smoltcp::time::Instant;
 use tokio::sync::mpsc;
 
-use super::capture::{self, Taken};
-use super::command::{AttachError, Command, DataPlane, FIRST, MemberTraffic, Order, Orders};
-use super::control::{self, Control, DnsAnswer, DnsQuery, Supervisor};
-use super::endpoint::{Endpoint, Parts};
-use super::events;
+use super::capture::{self};
+use super::command::{AttachError, Command, FIRST, MemberTraffic, Order, Orders};
+use super::control::{self, DnsAnswer, DnsQuery};
+use super::endpoint::Endpoint;
 use super::fair::{AllLimits, Held, Totals, Turnstile};
-use super::forwards::{Forwards, Guest, MAX_FORWARDS};
-use super::lanes::{HandOver, Inbox, Lanes, Parcel, Place};
-use super::observe::Identity;
+use super::lanes::{HandOver, Inbox, Lanes, Parcel};
 use super::sockets::{MAX_SLOTS, Sockets, Token, What};
 use super::vigil::{self, Vigil};
-use super::{Attached, RuntimeError, scene, system};
-use crate::api::attach::{self, FromNetwork};
+use super::{RuntimeError, scene, system};
 use crate::host::address;
 use crate::link::pcap::Direction;
 use crate::link::tap::Read;
@@ -53,11 +52,12 @@ use crate::stack::arena::Id;
 use crate::stack::deadline::Earliest;
 use crate::stack::fault::Verdict;
 use crate::stack::ledger::Traffic;
-use crate::stack::switch::{Members, Switch};
+use crate::stack::switch::Switch;
 use crate::stack::verdict::DropReason;
-use crate::stack::{Limits, Output};
 use crate::sys;
 use crate::wire::vnet::{MAX_FRAME, VNET_HDR_LEN};
+pub use setup::{build, first_captures, seed, tell_ready};
+use table::{Newcomer, Table};
 
 /// Events taken in one wait.
 const EVENTS: usize = 256;
@@ -88,63 +88,6 @@ pub enum End {
     TapGone,
     /// The other side of the exit descriptor closed.
     Exit,
-}
-
-/// The endpoints, by slot.
-struct Table {
-    slots: Vec<Option<Box<Endpoint>>>,
-    /// Those that something happened to this turn.
-    touched: Vec<u32>,
-    /// The turn's time.
-    now: Instant,
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self { slots: Vec::new(), touched: Vec::new(), now: Instant::ZERO }
-    }
-}
-
-impl Table {
-    fn at(&mut self, slot: u32) -> Option<&mut Endpoint> {
-        self.slots.get_mut(slot as usize)?.as_deref_mut()
-    }
-
-    /// The endpoint, noted as one that something happened to.
-    fn touch(&mut self, slot: u32) -> Option<&mut Endpoint> {
-        let endpoint = self.slots.get_mut(slot as usize)?.as_deref_mut()?;
-        endpoint.sockets.now = self.now;
-        if !std::mem::replace(&mut endpoint.touched, true) {
-            self.touched.push(slot);
-        }
-        Some(endpoint)
-    }
-
-    /// The same, if it is that occupant.
-    fn touch_id(&mut self, id: Id) -> Option<&mut Endpoint> {
-        self.at(id.index).filter(|endpoint| endpoint.id == id)?;
-        self.touch(id.index)
-    }
-
-    fn all(&mut self) -> impl Iterator<Item = &mut Box<Endpoint>> {
-        self.slots.iter_mut().flatten()
-    }
-}
-
-impl Members for Table {
-    fn to_member(&mut self, member: u16, frame: &[u8]) {
-        let now = self.now;
-        let Some(endpoint) = self.at(member.into()) else { return };
-        endpoint.sockets.now = now;
-        let taken = endpoint.sockets.to_guest(frame);
-        // Nothing else needs the end of the turn.
-        if !taken || !endpoint.sockets.captures.is_empty() || endpoint.sockets.faults.is_some() {
-            if !taken {
-                endpoint.sockets.drops.count(DropReason::Link);
-            }
-            self.touch(member.into());
-        }
-    }
 }
 
 /// Where nobody looks.
@@ -307,72 +250,6 @@ impl Engine {
         self.exit = Some(exit);
         Ok(())
     }
-}
-
-/// Sets both planes up for one endpoint; nothing of the guest is read yet. `turns`: where it is noted whose turn it is.
-pub fn build(
-    attached: Attached,
-    supervisor: Supervisor,
-    turns: Option<&'static Turns>,
-) -> Result<(Engine, Control), RuntimeError> {
-    let Attached { endpoint: config, tap, queues, pcap, listeners, dns, metrics, api, exit, membership: _, faults } =
-        attached;
-    let (mut engine, ends) = Engine::new(None, AllLimits::default())?;
-    let Ends { queries, ask, answers, wake, orders, epoll, mut lanes, since } = ends;
-    if let Some(exit) = exit {
-        engine.watch_exit(exit)?;
-    }
-    if let Some(turns) = turns {
-        engine.tell_turns(turns, &mut lanes);
-    }
-    let limits = Limits::default();
-    let identity = Identity { since, ..Identity::new(config.clone(), limits) };
-    let (flows, hearer) = events::flow_channel();
-    let parts = Parts {
-        id: FIRST,
-        config: config.clone(),
-        tap,
-        captures: Taken::default(),
-        flows,
-        queries: ask,
-        faults: faults.clone(),
-        rules: None,
-        shared: None,
-        lane: Default::default(),
-    };
-    let place = Place { orders, epoll, queues, listeners: listeners.len(), pcap, now: Instant::ZERO };
-    let (plane, mut endpoint) = lanes.endpoint(parts, limits, place)?.serve_further()?;
-    let api = api.map(|listener| {
-        let guest = Guest::new(&config);
-        (listener, Forwards::new(plane.clone(), guest, MAX_FORWARDS))
-    });
-    for (number, (listener, fd)) in listeners.into_iter().enumerate() {
-        plane.know(number, listener);
-        endpoint.sockets.add_listener(number, listener, fd).map_err(system("set up epoll"))?;
-    }
-    engine.install(endpoint).map_err(|(error, _)| system("set up epoll")(error))?;
-    let observed = Some((identity, hearer));
-    let metrics = metrics.map(Into::into);
-    Ok((engine, Control { supervisor, dns, queries, answers, wake, metrics, api, plane, observed, faults }))
-}
-
-/// The captures that an endpoint begins with: that of the run, where the user asked for one.
-pub fn first_captures(plane: &DataPlane, pcap: Option<OwnedFd>) -> Taken {
-    let writers = plane.captures().writers();
-    let mut captures = Taken::new(writers.clone());
-    match pcap.map(|file| capture::of_run(file, writers, capture::RING)) {
-        Some(Ok(capture)) => captures.add(capture),
-        Some(Err(error)) => tracing::warn!("cannot start the capture: {}", crate::telemetry::chain(&error)),
-        None => {}
-    }
-    captures
-}
-
-/// Something that no guest can guess.
-pub fn seed() -> Result<u64, RuntimeError> {
-    let mut seed = [0u8; 8];
-    crate::sys::random::fill(&mut seed).map_err(system("get random bytes"))?;
-    Ok(u64::from_ne_bytes(seed))
 }
 
 impl Engine {
@@ -539,25 +416,37 @@ impl Engine {
         });
     }
 
-    fn read_tap(&mut self, slot: u32, share: usize, now: Instant) -> Result<(), RuntimeError> {
-        // Out of the table while the switch hands its frames to the others.
-        if self.table.touch(slot).is_none() {
-            return Ok(());
-        }
-        let Some(mut endpoint) = self.table.slots[slot as usize].take() else { return Ok(()) };
+    /// Has something done with frames of this guest, at its expense. Its endpoint is out of the table meanwhile: the switch hands its
+    /// frames to the others.
+    fn attend<T>(
+        &mut self,
+        slot: u32,
+        now: Instant,
+        act: impl FnOnce(&mut Self, &mut Box<Endpoint>) -> T,
+    ) -> Option<T> {
+        self.table.touch(slot)?;
+        let mut endpoint = self.table.slots[slot as usize].take()?;
         let begun = self.contested.then(sys::thread_time);
         let junk = endpoint.stack.drops().junk();
         self.serving.store(endpoint.mark, Ordering::Relaxed);
-        let result = self.read_frames(&mut endpoint, share, now);
+        let result = act(self, &mut endpoint);
         endpoint.handle_junk(now, endpoint.stack.drops().junk() - junk);
         if let Some(begun) = begun {
             endpoint.note_time(sys::thread_time() - begun);
         }
-        if endpoint.sockets.faults.is_some() {
-            self.release_from_guest(&mut endpoint, now);
-        }
         self.table.slots[slot as usize] = Some(endpoint);
-        result
+        Some(result)
+    }
+
+    fn read_tap(&mut self, slot: u32, share: usize, now: Instant) -> Result<(), RuntimeError> {
+        let read = self.attend(slot, now, |this, endpoint| {
+            let result = this.read_frames(endpoint, share, now);
+            if endpoint.sockets.faults.is_some() {
+                this.release_from_guest(endpoint, now);
+            }
+            result
+        });
+        read.unwrap_or(Ok(()))
     }
 
     /// Frames of this guest's that were held until now go on.
@@ -720,28 +609,46 @@ impl Engine {
         Ok(())
     }
 
-    /// Frames that other lanes read and have no use for. What captures and faults do has been done.
+    /// Frames that other lanes read and have no use for. What captures and faults do has been done; what they cost is their guest's, and
+    /// while its TAP rests for that, those of its other queues are not served either.
     fn take_parcels(&mut self, now: Instant) -> Result<(), RuntimeError> {
         let Some(inbox) = self.inbox.take() else { return Ok(()) };
         let mut failed = Ok(());
-        for parcel in inbox.all() {
-            let (of, mut frame, back) = match parcel {
-                Parcel::Frame { of, frame, back } => (of, frame, back),
-                Parcel::Failed(error) => {
-                    failed = Err(error);
+        let mut parcels = inbox.all().peekable();
+        while let Some(parcel) = parcels.next() {
+            let of = match &parcel {
+                Parcel::Frame { of, .. } => *of,
+                Parcel::Failed(_) => {
+                    if let Parcel::Failed(error) = parcel {
+                        failed = Err(error);
+                    }
                     break;
                 }
             };
-            let slot = of.index as usize;
-            if self.table.touch_id(of).is_some()
-                && let Some(mut endpoint) = self.table.slots[slot].take()
-            {
-                carry_on((&mut self.hand, &mut self.switch), &mut self.table, &mut endpoint, &mut frame, now);
-                self.table.slots[slot] = Some(endpoint);
+            if self.table.at(of.index).is_none_or(|endpoint| endpoint.id != of) {
+                parcel.give_back();
+                continue;
             }
-            // A lane that is gone wants none back.
-            let _ = back.try_send(frame);
+            // Those of one guest that came together: what is measured is measured once for them.
+            self.attend(of.index, now, |this, endpoint| {
+                let mut next = Some(parcel);
+                while let Some(Parcel::Frame { mut frame, back, .. }) = next {
+                    if endpoint.share.rests_until.is_some() {
+                        endpoint.sockets.drops.count(DropReason::HandOver);
+                    } else {
+                        endpoint.handed += 1;
+                        scene::frame(of.index, &frame);
+                        carry_on((&mut this.hand, &mut this.switch), &mut this.table, endpoint, &mut frame, now);
+                    }
+                    // A lane that is gone wants none back.
+                    let _ = back.try_send(frame);
+                    next = parcels.next_if(|parcel| parcel.is_of(of));
+                }
+            });
         }
+        self.serving.store(0, Ordering::Relaxed);
+        scene::other();
+        drop(parcels);
         self.inbox = Some(inbox);
         failed
     }
@@ -858,25 +765,4 @@ fn carry_on(
     if !endpoint.sockets.errors.is_empty() {
         endpoint.tell_errors();
     }
-}
-
-/// The table with one who is not in it yet.
-struct Newcomer<'a> {
-    table: &'a mut Table,
-    endpoint: &'a mut Box<Endpoint>,
-}
-
-impl Members for Newcomer<'_> {
-    fn to_member(&mut self, member: u16, frame: &[u8]) {
-        if u32::from(member) == self.endpoint.id.index {
-            self.endpoint.sockets.to_guest(frame);
-        } else {
-            self.table.to_member(member, frame);
-        }
-    }
-}
-
-/// Tells the monitor that frames flow.
-pub fn tell_ready(conn: &OwnedFd) -> Result<(), RuntimeError> {
-    Ok(attach::send(conn, &FromNetwork::Ready, &[])?)
 }

@@ -70,6 +70,20 @@ pub enum Parcel {
     Failed(RuntimeError),
 }
 
+impl Parcel {
+    /// Whether it is a frame of this guest's.
+    pub fn is_of(&self, id: Id) -> bool {
+        matches!(self, Self::Frame { of, .. } if *of == id)
+    }
+
+    /// It is of nobody who is here: its buffer is free again.
+    pub fn give_back(self) {
+        if let Self::Frame { frame, back, .. } = self {
+            let _ = back.try_send(frame);
+        }
+    }
+}
+
 /// A lane's way to the first. Buffers go round, so that nothing is allocated; the last used is the next, so that those never
 /// needed are never touched.
 #[derive(Debug)]

@@ -5,9 +5,10 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::control::{done, kill};
 use crate::spaces::Ns;
@@ -257,7 +258,7 @@ fn captures_and_faults_are_of_all_lanes() {
         // A delay is every lane's, from now on and not for longer.
         let slowest = |streams: &mut Vec<TcpStream>| {
             let times = streams.iter_mut().map(|stream| {
-                let start = std::time::Instant::now();
+                let start = Instant::now();
                 says(stream, 1);
                 start.elapsed()
             });
@@ -274,7 +275,7 @@ fn captures_and_faults_are_of_all_lanes() {
         assert!(least < Duration::from_millis(40), "the delay stays: {least:?}");
         // A line of some rate is one line: four flows at once are as slow as one.
         w.tapway(&["fault", "set", "--rate", "8mbit", "--direction", "from-guest", "site"]).ok();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let work = streams.drain(..4).map(|mut stream| {
             thread::spawn(move || {
                 let block = vec![9; 250_000];
@@ -315,5 +316,41 @@ fn a_number_that_cannot_be_is_refused_with_what_can() {
                 ended.stderr
             );
         }
+    });
+}
+
+/// Frames that nobody wants, from a source that is not the guest's, over all queues, as fast as can be; how long that took.
+fn junk(guest: &Guest, frames: u16) -> Duration {
+    guest.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+        let begun = Instant::now();
+        for n in 0..frames {
+            // IPv4 (the kernel fills in length, identification and sum) and UDP to a port each, which the hash goes by.
+            let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 9];
+            packet.extend(INET4.octets());
+            packet.extend([0x10, 0, (n >> 8) as u8, n as u8, 0, 8, 0, 0]);
+            // A full queue is the guest's own.
+            let _ = socket.send_to(&packet, &at(INET4, 0).into());
+        }
+        begun.elapsed()
+    })
+}
+
+#[test]
+fn junk_is_bounded_whichever_queue_it_comes_by() {
+    World::run(|w| {
+        let guest = w.guest_on("private", &[queues().as_str()]);
+        let took = junk(&guest, 60_000).max(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(100));
+        // Of each queue's the rate and its burst are looked at (`Limits::junk`), and what was read before the TAP was left alone.
+        let looked_at = dropped(w, "spoofed_source");
+        let most = 8_000 + (25_000.0 * (took.as_secs_f64() + 0.1)) as u64;
+        println!("{looked_at} of 60000 looked at, {} left, in {took:?}", dropped(w, "hand_over"));
+        assert!(
+            looked_at > 0 && looked_at <= most,
+            "{looked_at} frames of junk in {took:?} were looked at, not {most}"
+        );
+        // And it goes on for whoever behaves.
+        guest.cmd(&["ping", "-n", "-c1", "-W5", &INET4.to_string()]).ok();
     });
 }

@@ -49,14 +49,15 @@ impl Endpoint {
         let all = (self.sockets.crossed, self.stack.dns_queries());
         let (before, asked) = std::mem::replace(&mut self.charged, all);
         let (nanos, connects) = (std::mem::take(&mut self.nanos), std::mem::take(&mut self.connects));
+        let handed = std::mem::take(&mut self.handed);
         if !contested {
             return;
         }
         let crossed = all.0.since(&before);
         let work = Work {
             nanos,
-            read: crossed.from_guest_packets,
-            frames: crossed.from_guest_packets + crossed.to_guest_packets,
+            read: crossed.from_guest_packets + handed,
+            frames: crossed.from_guest_packets + crossed.to_guest_packets + handed,
             bytes: crossed.from_guest_bytes + crossed.to_guest_bytes,
             questions: all.1 - asked,
             connects,

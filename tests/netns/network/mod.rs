@@ -112,6 +112,11 @@ fn the_process_itself() {
     }
 }
 
+/// A monitor's first word, of a TAP with one queue.
+fn hello(endpoint: EndpointConfig, membership: Option<Box<Membership>>) -> ToNetwork {
+    ToNetwork::Attach { version: attach::VERSION, endpoint: Box::new(endpoint), pcap: false, queues: 0, membership }
+}
+
 impl Network {
     fn start(w: &World, config: NetworkConfig) -> Self {
         let [attach, reads] =
@@ -190,13 +195,7 @@ impl Network {
         let conn = self.connect().map_err(|errno| errno.to_string())?;
         let say = |message: &ToNetwork, fds: &[i32]| attach::send(&conn, message, fds).map_err(|e| e.to_string());
         let membership = Some(Box::new(Membership { names: wish.names.clone(), links: wish.links.clone() }));
-        let hello = ToNetwork::Attach {
-            version: attach::VERSION,
-            endpoint: Box::new(endpoint),
-            pcap: false,
-            queues: 0,
-            membership,
-        };
+        let hello = hello(endpoint, membership);
         say(&hello, &[tap.as_raw_fd()])?;
         if !wish.listeners.is_empty() {
             let (listeners, fds): (Vec<_>, Vec<_>) = wish.listeners.iter().copied().unzip();
@@ -599,13 +598,7 @@ fn its_death_is_seen_by_all_and_a_successor_serves_the_same_taps() {
             endpoint.offloads =
                 tapway::network::config::Offloads { vnet_hdr: true, csum: true, tso4: true, tso6: true, uso: true };
             let membership = Some(Box::new(Membership { names: vec![name.into()], links: vec![] }));
-            let hello = ToNetwork::Attach {
-                version: attach::VERSION,
-                endpoint: Box::new(endpoint),
-                pcap: false,
-                queues: 0,
-                membership,
-            };
+            let hello = hello(endpoint, membership);
             attach::send(&conn, &hello, &[member.tap.as_raw_fd()]).unwrap();
             attach::send(&conn, &ToNetwork::Start, &[]).unwrap();
             assert_eq!(attach::recv::<FromNetwork>(&conn).unwrap().0, FromNetwork::Ready);
