@@ -51,7 +51,7 @@ use crate::wire::vnet::MAX_FRAME;
 
 /// Frames on their way from one lane to the first: as many as one reads in a turn.
 const PARCELS: usize = 64;
-/// Stack of a lane's thread: what the first has is the process's own, and it uses less than a tenth of this.
+/// Stack of a lane's thread: address space, of which what is used is had; frames and datagrams are on the heap.
 const STACK: usize = 1024 * 1024;
 
 /// What comes to the first lane.
