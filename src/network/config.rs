@@ -132,17 +132,24 @@ pub fn parse_queues(text: &str) -> Result<NonZeroU8, QueuesError> {
     number.ok_or_else(|| QueuesError(text.to_owned()))
 }
 
-/// Whose turn it is in each lane of a data plane: [`mark`]s, 0 between turns.
-pub type Turns = [AtomicU64; MAX_QUEUES.get() as usize];
+/// Whose turn it is in each lane of a data plane: [`mark`]s, 0 between turns. The last is whose turn it was for the thread that
+/// ended all others: see [`CULPRIT`].
+pub type Turns = [AtomicU64; CULPRIT + 1];
+
+/// Where in [`Turns`] a thread that panics notes at whose turn it does: a [`mark`], or [`NOBODYS`]. 0: none did.
+pub const CULPRIT: usize = MAX_QUEUES.get() as usize;
+
+/// At the turn of no endpoint.
+pub const NOBODYS: u64 = 1;
 
 /// A sandbox's id as one number that is never 0.
 pub fn mark(id: &str) -> u64 {
     1 << 63 | u64::from_str_radix(id, 16).unwrap_or_default()
 }
 
-/// The id of which [`mark`] made this; none of 0.
+/// The id of which [`mark`] made this; none of 0 and [`NOBODYS`].
 pub fn sandbox_of(mark: u64) -> Option<String> {
-    (mark != 0).then(|| format!("{:012x}", mark & !(1 << 63)))
+    (mark >> 63 == 1).then(|| format!("{:012x}", mark & !(1 << 63)))
 }
 
 /// Everything the data plane must know of an endpoint before its first frame.

@@ -235,6 +235,7 @@ impl Engine {
 
     /// Notes there whose turn it is, as do lanes that are made from now on.
     pub fn tell_turns(&mut self, serving: &'static Turns, lanes: &mut Lanes) {
+        scene::keep(serving);
         self.serving = &serving[0];
         lanes.tell_turns(serving);
     }
@@ -270,6 +271,7 @@ impl Engine {
         let mut events = vec![EpollEvent::empty(); EVENTS];
         let mut taps = Vec::with_capacity(EVENTS);
         let serving = self.serving;
+        scene::serve(serving);
         loop {
             let ready = self.wait(&mut events)?;
             let now = self.now();

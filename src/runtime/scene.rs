@@ -6,12 +6,18 @@
 //! busy with, the frame as hex digits to be played again by `fuzz/`) and ends the process. It ends it itself, on whatever thread and
 //! however tapway was built: where panics unwind, one thread would be gone and the others would wait for it.
 //!
+//! Where somebody keeps account of whose turn it was when a process died (`sandbox::blame`), the hook says it of its own thread
+//! ([`keep`], [`serve`]): other threads are at other turns, or at none.
+//!
 //! Not here: backtraces. A confined process cannot read its own symbols.
 
 use std::cell::Cell;
 use std::fmt;
 use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::network::config::{CULPRIT, NOBODYS, Turns};
 use crate::stack::arena::Id;
 use crate::stack::census::{FlowId, Kind};
 use crate::wire::summary::Summary;
@@ -43,12 +49,33 @@ struct Scene {
     slot: Cell<u32>,
     head: Cell<[u8; HEAD]>,
     length: Cell<usize>,
+    /// Whose turn it is here, as others see it.
+    turn: Cell<Option<&'static AtomicU64>>,
 }
 
 thread_local! {
     static SCENE: Scene = const {
-        Scene { work: Cell::new(Work::Other), slot: Cell::new(0), head: Cell::new([0; HEAD]), length: Cell::new(0) }
+        Scene {
+            work: Cell::new(Work::Other),
+            slot: Cell::new(0),
+            head: Cell::new([0; HEAD]),
+            length: Cell::new(0),
+            turn: Cell::new(None),
+        }
     };
+}
+
+/// Where the account of turns is kept.
+static TURNS: OnceLock<&'static Turns> = OnceLock::new();
+
+/// A panic is noted there from now on; only once in a process.
+pub fn keep(turns: &'static Turns) {
+    let _ = TURNS.set(turns);
+}
+
+/// This thread serves whoever is noted there.
+pub fn serve(turn: &'static AtomicU64) {
+    SCENE.with(|scene| scene.turn.set(Some(turn)));
 }
 
 /// Nothing of one endpoint's from now on.
@@ -123,9 +150,18 @@ impl fmt::Display for Scene {
 /// From now on a panic, on whatever thread, tells the log what it was about and ends the process.
 pub fn watch() {
     std::panic::set_hook(Box::new(|panic| {
+        blame();
         last_words(panic);
         std::process::abort();
     }));
+}
+
+fn blame() {
+    let Some(turns) = TURNS.get() else { return };
+    let turn = SCENE.try_with(|scene| scene.turn.get().map_or(0, |turn| turn.load(Ordering::Relaxed)));
+    let mark = turn.ok().filter(|&mark| mark != 0).unwrap_or(NOBODYS);
+    // The first to fall.
+    let _ = turns[CULPRIT].compare_exchange(0, mark, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 fn last_words(panic: &PanicHookInfo<'_>) {
@@ -150,12 +186,22 @@ mod tests {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
+    use crate::network::config::{mark, sandbox_of};
+
     const CHILD: &str = "TAPWAY_TEST_SCENE";
+    const TURNS_AT: &str = "TAPWAY_TEST_TURNS";
 
     /// What a child of this test does with `act` set: it never gets beyond the panic unless the hook is broken.
     fn child(act: &str) {
         crate::telemetry::init(0, crate::telemetry::LogFormat::Text);
         watch();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(std::env::var(TURNS_AT).unwrap()).unwrap();
+        let turns: &Turns = crate::sys::memory::shared_words(Some(&file)).unwrap();
+        keep(turns);
+        // Two lanes, each at somebody's turn; this thread is the second.
+        turns[0].store(mark("00000000000a"), Ordering::Relaxed);
+        turns[1].store(mark("00000000000b"), Ordering::Relaxed);
+        serve(&turns[1]);
         endpoint(3);
         match act {
             "flow" => flow(Kind::Tcp, Id { index: 7, generation: 2 }),
@@ -176,12 +222,16 @@ mod tests {
         assert!(lengths[std::hint::black_box(1)] > 0, "beyond the end of a list");
     }
 
-    fn told(act: &str) -> String {
+    /// The log, and whose turn it is said to have been.
+    fn told(act: &str) -> (String, Option<String>) {
         let name = "runtime::scene::tests::last_words_name_the_flow_and_the_process_ends";
         let begun = Instant::now();
+        let path = std::env::temp_dir().join(format!("tapway-scene-{}-{act}", std::process::id()));
+        std::fs::write(&path, [0; size_of::<Turns>()]).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(CHILD, act)
+            .env(TURNS_AT, &path)
             .env_remove(crate::telemetry::ENV)
             .stdin(Stdio::null())
             .output()
@@ -189,7 +239,11 @@ mod tests {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.signal(), Some(nix::libc::SIGABRT), "{act}: {:?} {text}", output.status);
         assert!(begun.elapsed() < Duration::from_secs(30), "{act}: half of it lived on");
-        text
+        let turns = std::fs::read(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let culprit = u64::from_ne_bytes(turns[8 * CULPRIT..].try_into().unwrap());
+        assert!(culprit != 0, "{act}: nothing is noted");
+        (text, sandbox_of(culprit))
     }
 
     #[test]
@@ -197,13 +251,15 @@ mod tests {
         if let Ok(act) = std::env::var(CHILD) {
             return child(&act);
         }
-        let flow = told("flow");
+        let (flow, whose) = told("flow");
+        assert_eq!(whose.as_deref(), Some("00000000000b"));
         assert!(flow.contains("busy with flow tcp-7-2 of endpoint 3"), "{flow}");
         assert!(flow.contains("index out of bounds") && flow.contains("src/runtime/scene.rs:"), "{flow}");
-        let frame = told("frame");
+        let (frame, _) = told("frame");
         assert!(frame.contains("a frame of 52 bytes from the guest of endpoint 5"), "{frame}");
         assert!(frame.contains("from 10.0.2.100 port 40000 to 192.0.2.7 port 53: 0000"), "{frame}");
-        let thread = told("thread");
+        let (thread, whose) = told("thread");
+        assert_eq!(whose, None, "of a thread that serves nobody");
         assert!(thread.contains("thread=\"control\"") && thread.contains("nothing of a single endpoint"), "{thread}");
         // One line, whatever the message has.
         assert!(thread.contains("no\\nmore"), "{thread}");

@@ -11,8 +11,8 @@
 //! and the deaths that are somebody's count for no other (`sandbox::uplink`).
 //!
 //! What this is not: proof. Who is busy enough to have the turn whenever somebody kills the process from outside (or the kernel does, out of memory)
-//! looks the same. What the control thread dies of (DNS) is nobody's: no turn is noted there; and where a data plane has several lanes and
-//! two sandboxes had the turn at once, whose doing it was is not known.
+//! looks the same. What the control thread dies of (DNS) is nobody's. A thread that panics says at whose turn (`runtime::scene`), so that it does
+//! not matter who has the turn in other lanes meanwhile; of any other death at which two sandboxes had it, it is not known whose doing it was.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -98,10 +98,15 @@ pub fn serving(dir: &Path) -> io::Result<&'static Turns> {
     sys::memory::shared_words(Some(&file))
 }
 
-/// Whose turn it was, if it was one sandbox's alone.
+/// Whose turn it was: by what the thread said that panicked, or if it was one sandbox's alone.
 fn alone(words: &[u8; size_of::<Turns>()]) -> Option<String> {
     let (words, _) = words.as_chunks::<8>();
-    let mut marks = words.iter().map(|&word| u64::from_ne_bytes(word)).filter(|&mark| mark != 0);
+    let mut marks = words.iter().map(|&word| u64::from_ne_bytes(word));
+    let culprit = marks.next_back().unwrap_or_default();
+    if culprit != 0 {
+        return config::sandbox_of(culprit);
+    }
+    let mut marks = marks.filter(|&mark| mark != 0);
     let mark = marks.next()?;
     if marks.all(|other| other == mark) { config::sandbox_of(mark) } else { None }
 }
@@ -149,6 +154,27 @@ pub fn refusal(network: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_at_their_turn_the_one_that_panicked_is_to_blame() {
+        let (a, b) = (config::mark("00000000000a"), config::mark("00000000000b"));
+        let blamed = |turns: &[u64], culprit: u64| {
+            let mut words = [0; size_of::<Turns>()];
+            for (at, turn) in turns.iter().enumerate() {
+                words[8 * at..][..8].copy_from_slice(&turn.to_ne_bytes());
+            }
+            words[8 * config::CULPRIT..].copy_from_slice(&culprit.to_ne_bytes());
+            alone(&words)
+        };
+        assert_eq!(blamed(&[0, 0], 0), None);
+        assert_eq!(blamed(&[a, 0], 0).as_deref(), Some("00000000000a"));
+        assert_eq!(blamed(&[a, a], 0).as_deref(), Some("00000000000a"));
+        assert_eq!(blamed(&[a, b], 0), None);
+        assert_eq!(blamed(&[a, b], b).as_deref(), Some("00000000000b"));
+        // It is not known yet that the other lane's turn is over.
+        assert_eq!(blamed(&[a, 0], b).as_deref(), Some("00000000000b"));
+        assert_eq!(blamed(&[a, 0], config::NOBODYS), None, "the control thread's own");
+    }
 
     #[test]
     fn three_deaths_of_one_put_it_aside() {

@@ -72,7 +72,9 @@ fn repeat(
                 Err(why) => {
                     let step = course.step.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     let mut failures = course.failures.lock().unwrap_or_else(PoisonError::into_inner);
-                    failures.push(format!("{what}: {why} (at or after: {step})"));
+                    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                    let now = now.as_secs_f64();
+                    failures.push(format!("{now:.3} {what}: {why} (at or after: {step})"));
                 }
             }
             sleep(pause);
@@ -82,8 +84,9 @@ fn repeat(
 
 /// Half a minute of an echoed stream, 32 KiB every 50 ms each way.
 fn stream(course: &Course, to: SocketAddr) -> Result<(), String> {
-    let said = |what: &'static str| move |error: std::io::Error| format!("{what} {to}: {error}");
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(said("connect"))?;
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|error| format!("connect {to}: {error}"))?;
+    let from = stream.local_addr().map_err(|error| error.to_string())?;
+    let said = |what: &'static str| move |error: std::io::Error| format!("from {from} {what} {to}: {error}");
     stream.set_read_timeout(Some(PATIENCE)).map_err(said("set up"))?;
     let (mut pattern, end) = (Pattern::new(u64::from(to.port())), Instant::now() + Duration::from_secs(30));
     let (mut sent, mut got) = (vec![0; 32 * 1024], vec![0; 32 * 1024]);
@@ -101,8 +104,9 @@ fn stream(course: &Course, to: SocketAddr) -> Result<(), String> {
 
 /// One question and answer on a connection of its own.
 fn short(to: SocketAddr) -> Result<(), String> {
-    let said = |error: std::io::Error| format!("{to}: {error}");
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(said)?;
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(|error| format!("{to}: {error}"))?;
+    let from = stream.local_addr().map_err(|error| error.to_string())?;
+    let said = |error: std::io::Error| format!("{from} to {to}: {error}");
     stream.set_read_timeout(Some(PATIENCE)).map_err(said)?;
     stream.write_all(b"a question").map_err(said)?;
     stream.shutdown(std::net::Shutdown::Write).map_err(said)?;
@@ -322,6 +326,13 @@ fn an_hour_of_everything() {
             ("monitor of alone", alone.monitor.pid()),
         ];
         let course = Arc::new(Course::default());
+        // Headers of everything, where the cause of a failure is sought.
+        let _traced = std::env::var("TAPWAY_TEST_SOAK_TRACE").ok().map(|to| {
+            [(&w.internet, "internet"), (&site.ns, "site"), (&app.ns, "app"), (&alone.ns, "alone")].map(|(ns, name)| {
+                let file = format!("{to}/{name}.pcap");
+                ns.cmd(&["tcpdump", "-Z", "root", "-ni", "any", "-s", "100", "-B", "65536", "-w", &file, "tcp"]).spawn()
+            })
+        });
         let mut threads = traffic(&course, w, &[&site, &app, &alone]);
         let begun = Instant::now();
         let minute = || begun.elapsed().as_secs() / 60;

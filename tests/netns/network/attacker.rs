@@ -1,6 +1,6 @@
 //! A member that means harm: frames of its own making, by a packet socket in its own namespace, where it is root.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use tapway::wire::csum;
 use tapway::wire::vnet::{Gso, VnetHdr};
 
-use super::{GATEWAY4, Member, v4, v6};
-use crate::world::INET4;
+use super::{GATEWAY4, GATEWAY6, Member, v4, v6};
+use crate::world::{INET4, INET6};
 
 /// What it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +52,20 @@ pub enum Attack {
     Groups,
     /// Frames that are too short for what they are.
     Short,
+    /// Advertisements of the gateway's and another member's IPv6 address, with the attacker's MAC.
+    Neighbour,
+    /// Advertisements of a router that is the attacker.
+    Router,
+    /// Pieces that say different things of the same bytes, each with another piece of its datagram; IPv4.
+    Overlap4,
+    /// The same in IPv6.
+    Overlap6,
+    /// Super-frames to another member whose pieces are larger than its MTU.
+    Oversize,
 }
 
 impl Attack {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 23] = [
         Self::Burn,
         Self::SynSilent,
         Self::SynClosed,
@@ -74,6 +84,11 @@ impl Attack {
         Self::Dhcp,
         Self::Groups,
         Self::Short,
+        Self::Neighbour,
+        Self::Router,
+        Self::Overlap4,
+        Self::Overlap6,
+        Self::Oversize,
     ];
 
     /// Under which names what it does is refused, any of them.
@@ -83,8 +98,9 @@ impl Attack {
             Self::Burn | Self::Mappings | Self::Questions | Self::Multicast | Self::SynClosed | Self::Dhcp => &[],
             Self::SynSilent | Self::HalfOpen | Self::Groups => &["table_full"],
             Self::Stray => &["no_flow"],
-            Self::Fragments4 | Self::Fragments6 => &["fragment"],
-            Self::Arp | Self::Spoof => &["spoofed_source"],
+            Self::Fragments4 | Self::Fragments6 | Self::Overlap4 | Self::Overlap6 => &["fragment"],
+            Self::Arp | Self::Spoof | Self::Neighbour | Self::Router => &["spoofed_source"],
+            Self::Oversize => &["too_big"],
             Self::Broadcast | Self::Echo => &["rate_limited"],
             Self::TinyGso => &["malformed"],
             Self::Short => &["truncated"],
@@ -106,27 +122,29 @@ impl Attack {
             Self::HalfOpen => gateway(syn(INET4, 7000)),
             Self::Stray => gateway(ip(own, INET4, 6, segment(own, INET4, port, 7000, n, 16))),
             Self::Mappings => gateway(ip(own, INET4, 17, datagram(own, INET4, port, 9, &[1; 16]))),
-            Self::Fragments4 => {
-                let mut packet = ip(own, INET4, 17, vec![0; 1400]);
-                packet[4..6].copy_from_slice(&(n as u16).to_be_bytes());
-                // At an end that makes it as large as can be, and never all of it.
-                packet[6..8].copy_from_slice(&(0x2000_u16 + 7900).to_be_bytes());
-                packet[10..12].fill(0);
-                let sum = csum::plain(&packet[..20]);
-                packet[10..12].copy_from_slice(&sum.to_be_bytes());
-                gateway(packet)
+            // At an end that makes it as large as can be, and never all of it.
+            Self::Fragments4 => gateway(piece4(from, n, 7900, &[0; 1400])),
+            Self::Fragments6 => framed(from, GATEWAY_MAC, 0x86dd, &piece6(from, n, 7900, &[0; 1400])),
+            // Three of each datagram: of bytes 0 to 800, 400 to 1200, and the same again otherwise.
+            Self::Overlap4 => gateway(piece4(from, n / 3, (n % 3 * 50) as u16 % 100, &[n as u8; 800])),
+            Self::Overlap6 => {
+                framed(from, GATEWAY_MAC, 0x86dd, &piece6(from, n / 3, (n % 3 * 50) as u16 % 100, &[n as u8; 800]))
             }
-            Self::Fragments6 => {
-                let mut packet = vec![0x60, 0, 0, 0, 0, 0, 44, 64];
-                packet[4..6].copy_from_slice(&(8 + 1400_u16).to_be_bytes());
-                packet.extend(v6(from).octets());
-                packet.extend("2001:db8:2::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
-                packet.extend([17, 0]);
-                packet.extend((7900_u16 * 8 + 1).to_be_bytes());
-                packet.extend(n.to_be_bytes());
-                packet.extend([0; 1400]);
-                framed(from, GATEWAY_MAC, 0x86dd, &packet)
+            Self::Neighbour => {
+                let claimed = if n & 1 == 0 { GATEWAY6 } else { v6(3) };
+                // For everybody, override; the target, and whose MAC it has.
+                let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+                message.extend(claimed.octets());
+                message.extend([2, 1]);
+                message.extend(mac(from));
+                to_all_nodes(from, v6(from), message)
             }
+            Self::Router => {
+                let mut message = vec![134, 0, 0, 0, 64, 0, 0x07, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
+                message.extend(mac(from));
+                to_all_nodes(from, Ipv6Addr::from((0xfe80_u128 << 112) + u128::from(from)), message)
+            }
+            Self::Oversize => super_frame(from, n, 9000),
             Self::Arp => {
                 let claimed = if n & 1 == 0 { GATEWAY4 } else { v4(3) };
                 let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 2];
@@ -151,25 +169,7 @@ impl Attack {
                 let packet = ip(own, group, 17, datagram(own, group, port, 6000, &[1; 64]));
                 framed(from, [1, 0, 0x5e, 7, 7, 7], 0x0800, &packet)
             }
-            Self::TinyGso => {
-                let to = v4(3);
-                let mut tcp = segment(own, to, port, 9, n, 16);
-                tcp.resize(20 + 30_000, 1);
-                let sum = csum::partial(IpAddr::V4(own), IpAddr::V4(to), 6, tcp.len());
-                tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-                let mut frame = framed(from, mac(3), 0x0800, &ip(own, to, 6, tcp));
-                let hdr = VnetHdr {
-                    needs_csum: true,
-                    csum_start: 34,
-                    csum_offset: 16,
-                    hdr_len: 54,
-                    gso: Gso::Tcp4,
-                    gso_size: 1,
-                    ..VnetHdr::default()
-                };
-                hdr.emit(&mut frame);
-                frame
-            }
+            Self::TinyGso => super_frame(from, n, 1),
             Self::Echo => {
                 let mut echo = vec![8, 0, 0, 0, 0, 1];
                 echo.extend((n as u16).to_be_bytes());
@@ -227,6 +227,63 @@ fn ip(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, body: Vec<u8>) -> Vec<u8> {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(body);
     packet
+}
+
+/// A piece of a datagram to the Internet, not the last, at so many times eight bytes.
+fn piece4(from: u8, id: u32, at: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut packet = ip(v4(from), INET4, 17, bytes.to_vec());
+    packet[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+    packet[6..8].copy_from_slice(&(0x2000 + at).to_be_bytes());
+    packet[10..12].fill(0);
+    let sum = csum::plain(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// The same in IPv6.
+fn piece6(from: u8, id: u32, at: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, 44, 64];
+    packet[4..6].copy_from_slice(&(8 + bytes.len() as u16).to_be_bytes());
+    packet.extend(v6(from).octets());
+    packet.extend(INET6.octets());
+    packet.extend([17, 0]);
+    packet.extend((at * 8 + 1).to_be_bytes());
+    packet.extend(id.to_be_bytes());
+    packet.extend(bytes);
+    packet
+}
+
+/// ICMPv6 to all nodes of the link.
+fn to_all_nodes(from: u8, own: Ipv6Addr, mut message: Vec<u8>) -> Vec<u8> {
+    let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let sum = csum::full(IpAddr::V6(own), IpAddr::V6(all), 58, &message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0, 0, message.len() as u8, 58, 255];
+    packet.extend(own.octets());
+    packet.extend(all.octets());
+    packet.extend(message);
+    framed(from, [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &packet)
+}
+
+/// 30 000 bytes to another member, to be cut into pieces of so many.
+fn super_frame(from: u8, n: u32, size: u16) -> Vec<u8> {
+    let (own, to) = (v4(from), v4(3));
+    let mut tcp = segment(own, to, 10_000 + (n % 50_000) as u16, 9, n, 16);
+    tcp.resize(20 + 30_000, 1);
+    let sum = csum::partial(IpAddr::V4(own), IpAddr::V4(to), 6, tcp.len());
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = framed(from, mac(3), 0x0800, &ip(own, to, 6, tcp));
+    let hdr = VnetHdr {
+        needs_csum: true,
+        csum_start: 34,
+        csum_offset: 16,
+        hdr_len: 54,
+        gso: Gso::Tcp4,
+        gso_size: size,
+        ..VnetHdr::default()
+    };
+    hdr.emit(&mut frame);
+    frame
 }
 
 fn segment(from: Ipv4Addr, to: Ipv4Addr, port: u16, at: u16, seq: u32, flags: u8) -> Vec<u8> {

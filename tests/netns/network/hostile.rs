@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::attacker::{Attack, Attacker};
-use super::{Member, Network, config, v4, wish};
+use super::{GATEWAY6, Member, Network, config, v4, v6, wish};
 use crate::spaces::long;
 use crate::tools::{at, connect, listen, serve};
 use crate::world::{INET4, World};
@@ -160,6 +160,8 @@ fn attack(
     let attacker = Attacker::new(attacked_from, which);
     let stream = Stream::begin(&members[0], &members[1], PORT.fetch_add(1, Ordering::Relaxed), pace);
     thread::sleep(Duration::from_millis(100));
+    // They know each other's MACs, which an advertisement may replace.
+    members[0].ns.sh(&format!("ping -c1 -W2 {GATEWAY6}; ping -c1 -W2 {}", v6(members[1].number)));
     let pid = network.pid();
     let (mut rates, mut most) = ([Vec::new(), Vec::new()], [0.0_f64; 2]);
     for _ in 0..rounds {
@@ -174,6 +176,15 @@ fn attack(
     most[1] = kernel(w);
     let host = hosts_own(w);
     attacker.set(false);
+    // What the members believe of each other: nobody is where the attacker is.
+    for victim in &members[..2] {
+        let believed = victim.ns.sh("ip neigh; ip -6 route show default");
+        let (mac, router) = (format!("02:42:ac:12:00:{ATTACKER:02x}"), format!("via fe80::{ATTACKER:x} "));
+        let own = [v4(ATTACKER).to_string(), v6(ATTACKER).to_string(), format!("fe80::42:acff:fe12:{ATTACKER:x} ")];
+        for line in believed.lines().filter(|line| line.contains(&mac) || line.contains(&router)) {
+            assert!(own.iter().any(|own| line.starts_with(&format!("{} ", own.trim()))), "{which:?}: {line}");
+        }
+    }
     let counted: Vec<String> =
         which.counted().iter().map(|reason| format!("{reason} {}", network.drops(attacked_from, reason))).collect();
     let sent = attacker.sent.load(Ordering::Relaxed);
