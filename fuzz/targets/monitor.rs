@@ -2,17 +2,19 @@
 //!
 //! Input: packets, one a line.
 //!
-//! What must hold: what was read can be written and read again; the parts of a zone are bounded and what they make is
+//! What must hold: what was read can be written and read again, descriptors with it; what is too long or comes from a side that is
+//! gone is refused as that; the parts of a zone are bounded and what they make is
 //! refused or a zone; the configuration of an endpoint makes a stack, which takes a frame.
 #![no_main]
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smoltcp::time::Instant;
-use tapway::api::attach::{self, FromNetwork, ToNetwork, ZoneParts};
+use tapway::api::attach::{self, AttachError, FromNetwork, ToNetwork, ZoneParts};
 use tapway::host::resolver::{self, Resolver};
 use tapway::network::fault::{Limits, Rule, Rules};
 use tapway::network::zone::{self, Zone};
@@ -94,9 +96,11 @@ fn told(message: ToNetwork, parts: &mut ZoneParts) {
 /// One packet on its way from process to process.
 fn read<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(packet: &[u8]) -> Option<T> {
     let (theirs, ours) = UnixDatagram::pair().expect("a pair");
-    attach::send_text(&theirs, packet, &[]).ok()?;
+    let sent = packet.len() % (attach::MAX_FDS + 1);
+    let fds: Vec<RawFd> = std::iter::repeat_n(ours.as_raw_fd(), sent).collect();
+    attach::send_text(&theirs, packet, &fds).ok()?;
     let (message, fds) = attach::recv::<T>(&ours).ok()?;
-    assert!(fds.is_empty());
+    assert_eq!(fds.len(), sent);
     assert!(
         attach::send_text(&theirs, packet, &[0; attach::MAX_FDS + 1]).is_err(),
         "more descriptors than one may send"
@@ -108,6 +112,17 @@ fn read<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(packet: &
     Some(message)
 }
 
+/// A packet that is longer than any may be, and the other side's end.
+fn overlong(packet: &[u8]) {
+    let (theirs, ours) = UnixDatagram::pair().expect("a pair");
+    let long = packet.repeat(attach::MAX_MESSAGE / packet.len() + 1);
+    if attach::send_text(&theirs, &long, &[]).is_ok() {
+        assert!(matches!(attach::recv::<ToNetwork>(&ours), Err(AttachError::TooLarge)));
+    }
+    drop(ours);
+    assert!(matches!(attach::send_text(&theirs, packet, &[]), Err(AttachError::Closed | AttachError::Socket { .. })));
+}
+
 fuzz_target!(|input: &[u8]| {
     let mut parts = ZoneParts::default();
     for packet in input.split(|&byte| byte == b'\n').take(16) {
@@ -115,5 +130,8 @@ fuzz_target!(|input: &[u8]| {
             told(message, &mut parts);
         }
         read::<FromNetwork>(packet);
+        if packet.first() == Some(&0) {
+            overlong(packet);
+        }
     }
 });
