@@ -506,8 +506,7 @@ impl Engine {
             if let Some(lethal) = &self.lethal
                 && frame.windows(lethal.len().max(1)).any(|bytes| bytes == lethal.as_slice())
             {
-                tracing::error!("a lethal frame ({LETHAL})");
-                std::process::abort();
+                panic!("a lethal frame ({LETHAL})");
             }
             endpoint.sockets.crossed.add(&Traffic::from_guest(1, len - VNET_HDR_LEN));
             if !endpoint.sockets.captures.is_empty() {

@@ -27,7 +27,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::named::{create, member, processes};
-use crate::tools::{Pattern, at, echo_tcp, listen};
+use crate::spaces::wait_for;
+use crate::tools::{Pattern, at, echo_tcp, listen, serve};
 use crate::world::{Guest, HOST4, INET4, Ns, Proc, World, long, pids};
 
 /// Who is killed.
@@ -709,6 +710,31 @@ fn who_kills_the_process_is_put_aside() {
         let ended = lethal(&args).end();
         let last = ended.stderr.lines().last().unwrap_or_default();
         assert!(ended.code == 1 && last.contains("while it served the sandbox's frames"), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn who_kills_it_is_known_though_others_are_at_their_turn_in_another_lane() {
+    World::run(|w| {
+        let lethal =
+            |args: &[&str]| w.tapway(args).env("TAPWAY_DEBUG_LETHAL", "lethal-frame-4711").env("TAPWAY_QUEUES", "2");
+        serve(listen(&w.internet, at(INET4, 7400)), |mut stream, _| {
+            let block = [7; 65_536];
+            while stream.write_all(&block).is_ok() {}
+        });
+        create(w, &["web"]);
+        // Two at least of its streams are in the two lanes, and the lanes have little else to do.
+        let busy =
+            "for n in 1 2 3 4; do (while :; do nc -d 198.51.100.2 7400 > /dev/null; sleep 0.1; done) & done; wait";
+        lethal(&["run", "-d", "--network", "web", "--name", "good", "--", "sh", "-c", busy]).ok();
+        lethal(&["run", "-d", "--network", "web", "--name", "bad", "--", "sleep", "1000"]).ok();
+        lethal(&["exec", "bad", "python3", "-c", POISON]).ok();
+        wait_for("the one that kills is put aside", PATIENCE, || {
+            w.tapway(&["ps"]).ok().lines().any(|line| line.contains("bad") && line.contains("(put aside by web)"))
+        });
+        let listed = w.tapway(&["ps"]).ok();
+        assert!(!listed.lines().any(|line| line.contains("good") && line.contains("aside")), "{listed}");
+        w.tapway(&["exec", "good", "ping", "-c1", "-W2", "198.51.100.2"]).ok();
     });
 }
 
