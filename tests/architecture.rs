@@ -46,13 +46,21 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// One module's source without comments and without its tests.
+/// One module's source without comments and without its tests, which may be an item anywhere.
 fn code(text: &str) -> String {
     let mut lines = Vec::new();
-    for line in text.lines() {
-        // Tests sit at the end of a file, in a module of their own.
+    let mut rest = text.lines();
+    while let Some(line) = rest.next() {
+        let indent = &line[..line.len() - line.trim_start().len()];
         if line.trim_start().starts_with("#[cfg(test)]") {
-            break;
+            // What follows, attributes of its and all, to its end: a semicolon, or the brace below its beginning.
+            for line in rest.by_ref() {
+                let own = line.strip_prefix(indent).unwrap_or_default();
+                if line.trim_end().ends_with([';', ',']) && !own.starts_with(' ') || own.starts_with('}') {
+                    break;
+                }
+            }
+            continue;
         }
         lines.push(line.split_once("//").map_or(line, |(code, _)| code));
     }
@@ -158,6 +166,33 @@ fn arrows_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Where the wall clock is read, and for what. It can jump; nothing that waits or measures may go by it.
+const DATES: &[&str] = &[
+    "api/http.rs",               // the Date of a reply
+    "cli/top.rs",                // the time of day in its first line
+    "runtime/capture/mod.rs",    // dates of packets
+    "runtime/capture/writer.rs", // dates of counts
+    "runtime/command.rs",        // since when something is counted
+    "runtime/events.rs",         // dates of events
+    "runtime/metrics_http.rs",   // the Date of a reply
+    "runtime/observe.rs",        // since when something is counted
+    "sandbox/state.rs",          // when a sandbox began; deaths (`sandbox::blame`), which are forgotten when it jumps
+    "telemetry/mod.rs",          // dates of lines
+    "telemetry/time.rs",         // dates of lines
+];
+
+#[test]
+fn the_wall_clock_is_for_dates() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let uses = |(_, path, code): (String, PathBuf, String)| {
+        let file = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        (code.contains("SystemTime") || code.contains("CLOCK_REALTIME")).then_some(file)
+    };
+    let mut found: Vec<String> = modules().into_iter().filter_map(uses).collect();
+    found.sort();
+    assert_eq!(found, DATES, "what reads the wall clock");
+}
+
 #[test]
 fn peers_do_not_use_each_other_both_ways() {
     let mut arrows = BTreeSet::new();
@@ -185,5 +220,7 @@ fn the_reader_sees_what_is_wrong() {
     assert_eq!(complaints("host", "unsafe { f() }"), ["host has unsafe code, which belongs to sys"]);
     assert_eq!(complaints("host", "#![deny(unsafe_code)]"), [""; 0]);
     assert_eq!(complaints("extra", "").len(), 1);
-    assert_eq!(code("a // crate::host\n#[cfg(test)]\nmod tests { use crate::host; }"), "a ");
+    assert_eq!(code("a // crate::host\n#[cfg(test)]\nmod tests {\n    use crate::host;\n}"), "a ");
+    assert_eq!(code("#[cfg(test)]\nmod tests;\nmod writer;"), "mod writer;");
+    assert_eq!(code("{\n    #[cfg(test)]\n    fn a() {\n        b;\n    }\n    c\n}"), "{\n    c\n}");
 }

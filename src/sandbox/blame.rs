@@ -81,8 +81,9 @@ impl Deaths {
     }
 }
 
+/// Not where the clock was set back since.
 fn is_within(death: &Death, now: u64, within: Duration) -> bool {
-    u128::from(now.saturating_sub(death.at)) <= within.as_millis()
+    now.checked_sub(death.at).is_some_and(|age| u128::from(age) <= within.as_millis())
 }
 
 fn open(dir: &Path, name: &str) -> io::Result<File> {
@@ -187,6 +188,9 @@ mod tests {
         // Those of long ago are forgotten, who is put aside is not.
         assert!(!add(&mut known, "b", 62) && !add(&mut known, "b", 124) && !add(&mut known, "b", 130));
         assert_eq!((known.deaths.len(), known.aside.len()), (2, 1));
+        // The clock is set back: what is of a time to come is no longer counted.
+        assert!(!add(&mut known, "b", 10) && !add(&mut known, "b", 11));
+        assert_eq!(known.deaths.len(), 2);
     }
 
     #[test]

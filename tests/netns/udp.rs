@@ -284,6 +284,43 @@ fn a_burst_keeps_its_boundaries() {
     });
 }
 
+/// As many datagrams as one call may carry (UDP_MAX_SEGMENTS, net/ipv4/udp.c), which the TAP brings as one frame.
+#[test]
+fn a_super_frame_of_small_datagrams_arrives_whole() {
+    const EACH: usize = 24;
+    World::run(|w| {
+        let guest = w.guest::<&str>(&[]);
+        for server in [at(INET4, 7200), at(INET6, 7200)] {
+            let receiver = udp(&w.internet, server);
+            receiver.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let sender = udp(&guest.ns, any(server));
+            guest.run(|| sender.connect(server)).unwrap();
+            sender.send(b"a mapping").unwrap();
+            receiver.recv(&mut [0; 64]).unwrap();
+            nix::sys::socket::setsockopt(&sender, nix::sys::socket::sockopt::UdpGsoSegment, &(EACH as i32)).unwrap();
+            // Before Linux 6.9 half as many.
+            let (mut pattern, mut count) = (Pattern::new(24), 128);
+            let mut all = vec![0; count * EACH + 7];
+            let mut seen = 0;
+            for _ in 0..20 {
+                pattern.fill(&mut all);
+                if sender.send(&all[..(count - 1) * EACH + 7]).is_err() && count == 128 {
+                    count = 64;
+                    sender.send(&all[..(count - 1) * EACH + 7]).unwrap();
+                }
+                let mut bytes = [0; 2048];
+                for number in 0..count {
+                    let Ok(n) = receiver.recv(&mut bytes) else { break };
+                    let expected = if number + 1 == count { 7 } else { EACH };
+                    assert!(bytes[..n] == all[number * EACH..][..expected], "datagram {number} of {count}: {n} bytes");
+                    seen += 1;
+                }
+            }
+            assert_eq!(seen, 20 * count, "to {server}");
+        }
+    });
+}
+
 /// After the guest's socket is silent for a while the mapping still answers, as a DNS or QUIC client expects.
 #[test]
 fn a_mapping_outlives_a_pause() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::attacker::{Attack, Attacker};
 use super::{GATEWAY6, Member, Network, config, v4, v6, wish};
-use crate::spaces::long;
+use crate::spaces::{long, wait_for};
 use crate::tools::{at, connect, listen, serve};
 use crate::world::{INET4, World};
 
@@ -334,5 +334,53 @@ fn hoards_of_both_directions_are_bounded_and_others_go_on() {
         assert!(most[1] < bound / 4.0 + 64.0 && most[0] - begin + most[1] < bound + 64.0, "{most:?} MiB");
         assert!(ended > 0 && most[1] > bound / 8.0, "it was no hoard: {most:?} MiB");
         assert!(beside > 0.8 * calm, "{beside:.0} of {calm:.0} Mbit/s");
+    });
+}
+
+/// Whether the connection still stands: one that was ended here reads as reset, one that stands has nothing to read.
+fn stands(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn of_what_all_may_have_together_who_has_most_gives() {
+    World::run(|w| {
+        targets(w);
+        // A quarter is kept, and of the rest a quarter is for datagrams: 576 flows and 192 sockets of UDP for all.
+        let network = Network::start_within(w, config(1500), Some(1024));
+        let [greedy, modest] = [2, 3].map(|n| network.join(n, &wish(&[&format!("m{n}")])));
+        let open = |member: &Member, count: usize| -> Vec<TcpStream> {
+            (0..count).map(|_| connect(&member.ns, at(INET4, 7000)).expect("a connection")).collect()
+        };
+        let few = open(&modest, 50);
+        let many = open(&greedy, 500);
+        assert!(few.iter().chain(&many).all(stands), "all fit");
+        let more = open(&modest, 100);
+        wait_for("the greedy one to give", Duration::from_secs(10), || {
+            many.iter().filter(|one| !stands(one)).count() >= 74
+        });
+        // Its oldest, and no more than there are too many; whoever has less than another keeps all.
+        assert!(few.iter().chain(&more).all(stands), "the modest one's");
+        let gone: Vec<usize> = (0..many.len()).filter(|&at| !stands(&many[at])).collect();
+        assert!(gone.len() < 120, "{gone:?}");
+        assert!(many[400..].iter().all(stands), "not its newest: {gone:?}");
+        let counted = network.drops(&greedy, "table_full");
+        assert!(counted >= 74 && network.drops(&modest, "table_full") == 0, "{counted} are counted");
+        // The same of datagrams: each of these is a socket.
+        let ask = |member: &Member, count: usize| {
+            for _ in 0..count {
+                let socket = crate::tools::udp(&member.ns, at([0; 4], 0));
+                member.ns.run(|| socket.send_to(b"x", at(INET4, 7200))).unwrap();
+            }
+        };
+        let kept = crate::tools::udp(&modest.ns, at([0; 4], 0));
+        modest.ns.run(|| kept.connect(at(INET4, 7200))).unwrap();
+        crate::tools::tell_udp(&w.internet, at(INET4, 7200));
+        let first = crate::tools::heard_udp(&kept);
+        ask(&greedy, 400);
+        ask(&modest, 20);
+        assert_eq!(crate::tools::heard_udp(&kept), first, "the modest one's mapping went");
+        assert!(network.pid() > 0);
     });
 }

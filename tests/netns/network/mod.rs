@@ -33,6 +33,8 @@ mod hostile;
 
 /// Tells the process what it is to be.
 const CONFIG: &str = "TAPWAY_TEST_NETWORK";
+/// … and how many descriptors it may have.
+const DESCRIPTORS: &str = "TAPWAY_TEST_DESCRIPTORS";
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 18, 0, 0, 0, 0, 0, 1);
 
@@ -87,6 +89,10 @@ fn wish(names: &[&str]) -> Wish {
 #[test]
 fn the_process_itself() {
     let Ok(text) = std::env::var(CONFIG) else { return };
+    if let Ok(most) = std::env::var(DESCRIPTORS) {
+        let most = most.parse().unwrap();
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most).unwrap();
+    }
     let (config, attach, reads): (NetworkConfig, PathBuf, PathBuf) = serde_json::from_str(&text).unwrap();
     let listener =
         socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).expect("attach socket");
@@ -119,13 +125,22 @@ fn hello(endpoint: EndpointConfig, membership: Option<Box<Membership>>) -> ToNet
 
 impl Network {
     fn start(w: &World, config: NetworkConfig) -> Self {
+        Self::start_within(w, config, None)
+    }
+
+    /// With so many descriptors at most.
+    fn start_within(w: &World, config: NetworkConfig, descriptors: Option<usize>) -> Self {
         let [attach, reads] =
             ["attach", "reads"].map(|what| PathBuf::from(SCRATCH).join(format!("net-{}-{what}", config.name)));
         let _ = (std::fs::remove_file(&attach), std::fs::remove_file(&reads));
         let me = std::env::current_exe().unwrap();
         let text = serde_json::to_string(&(&config, &attach, &reads)).unwrap();
         let argv = [me.to_str().unwrap(), "--exact", "network::the_process_itself", "--nocapture"];
-        let helper = w.host.cmd(&argv).env(CONFIG, &text).spawn();
+        let mut command = w.host.cmd(&argv).env(CONFIG, &text);
+        if let Some(most) = descriptors {
+            command = command.env(DESCRIPTORS, &most.to_string());
+        }
+        let helper = command.spawn();
         wait_for("the network's sockets", Duration::from_secs(20), || reads.exists() && attach.exists());
         Self { config, attach, reads, _helper: helper }
     }
