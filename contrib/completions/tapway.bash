@@ -94,6 +94,9 @@ _tapway() {
             tapway,unpublish)
                 cmd="tapway__subcmd__unpublish"
                 ;;
+            tapway,upgrade)
+                cmd="tapway__subcmd__upgrade"
+                ;;
             tapway,version)
                 cmd="tapway__subcmd__version"
                 ;;
@@ -164,7 +167,7 @@ _tapway() {
 
     case "${cmd}" in
         tapway)
-            opts="-h -V --help --version run attach detach ps exec inspect logs stop kill rm network port publish unpublish dns hosts info flows stats events capture fault top ctl doctor slirp4netns version"
+            opts="-h -V --help --version run attach detach ps exec inspect logs stop kill rm network port publish unpublish dns hosts info flows stats events capture fault top upgrade ctl doctor slirp4netns version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1514,6 +1517,24 @@ _tapway() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tapway__subcmd__upgrade)
+            opts="-h --json --help"
+            if [[ ${cur} != -* && ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "$("$1" __complete sandboxes 2>/dev/null)" -- "${cur}") )
+                return 0
+            fi
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

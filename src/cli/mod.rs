@@ -39,6 +39,7 @@ pub mod table;
 pub mod target;
 pub mod top;
 pub mod unpublish;
+pub mod upgrade;
 
 use std::process::ExitCode;
 
@@ -108,6 +109,8 @@ pub enum Action {
     Fault(fault::FaultArgs),
     /// Watch a running sandbox: flows by rate, names, drops.
     Top(top::TopArgs),
+    /// Have a running sandbox served by the tapway that is installed now.
+    Upgrade(upgrade::UpgradeArgs),
     /// Send a request to a control socket.
     Ctl(ctl::CtlArgs),
     /// Try what this machine can do, line by line, and say what to do about the rest.
@@ -116,6 +119,9 @@ pub enum Action {
     Slirp4netns(slirp4netns::table::Listed),
     /// Print the version.
     Version,
+    /// Be the process of one sandbox.
+    #[command(name = "__endpoint", hide = true)]
+    EndpointProcess(network_process::EndpointProcessArgs),
     /// Be the process of a shared network.
     #[command(name = "__network", hide = true)]
     NetworkProcess(network_process::NetworkProcessArgs),
@@ -147,6 +153,7 @@ impl Failure {
 
 /// Parses the command line, does what it says and reports.
 pub fn main() -> ExitCode {
+    crate::sandbox::program::note();
     if let Some(code) = slirp4netns::dispatch(std::env::args_os(), slirp4netns::process::run) {
         return code;
     }
@@ -178,8 +185,10 @@ pub fn main() -> ExitCode {
         Action::Capture(args) => capture::main(&args),
         Action::Fault(args) => fault::main(&args),
         Action::Top(args) => top::main(&args),
+        Action::Upgrade(args) => upgrade::main(&args),
         Action::Ctl(args) => ctl::main(&args),
         Action::Complete(args) => complete::main(&args),
+        Action::EndpointProcess(args) => network_process::endpoint(&args),
         Action::NetworkProcess(args) => network_process::main(&args),
         Action::Doctor(args) => doctor::main(&args),
         // Reached only behind something, such as `--`, that kept the dispatch above from seeing it.

@@ -1,9 +1,15 @@
-//! `tapway __network NAME CONFIG`: the process of a shared network. Hidden: monitors start it (`sandbox::shared`).
+//! Network processes that are executed. Hidden: monitors start them.
+//!
+//! `tapway __endpoint FORMAT LEVEL` is that of one sandbox whose monitor is of a tapway that was installed before (`sandbox::uplink`). Its
+//! standard input is its connection to the monitor, its standard output where it notes whose turn it is, its standard error its log.
+//!
+//! `tapway __network NAME CONFIG` is that of a shared network (`sandbox::shared`).
 //!
 //! Its standard input is the listening socket for monitors, its standard output the one for reads, its standard error its
 //! log. It makes itself nobody's child and nobody's session, so that it outlives its starter and no terminal signals it.
 //! Whoever is waited for leaves at once, with 0 if the process is there.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +24,42 @@ use crate::sandbox::blame::{self, Deaths};
 use crate::sys::fd::duplicate_inherited;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry::{self, LogFormat};
+
+/// Arguments of `tapway __endpoint`.
+#[derive(Debug, Args)]
+pub struct EndpointProcessArgs {
+    /// How lines of its log look
+    #[arg(value_enum)]
+    pub format: LogFormat,
+    /// What it logs
+    pub level: String,
+}
+
+/// Becomes the process of one sandbox.
+pub fn endpoint(args: &EndpointProcessArgs) -> Result<u8, Failure> {
+    let (Some(conn), Some(words)) = (duplicate_inherited(0), duplicate_inherited(1)) else {
+        return Err(Failure::usage(format!("{} is started by tapway itself", crate::sandbox::uplink::COMMAND)));
+    };
+    leave_streams();
+    telemetry::init(0, args.format);
+    if let Err(error) = telemetry::set_level(&args.level) {
+        tracing::warn!("{error}");
+    }
+    let serving = crate::sys::memory::shared_words(Some(&File::from(words)));
+    let serving = serving.map_err(|error| Failure::usage(format!("standard output is no place for notes: {error}")))?;
+    Ok(u8::from(runtime::network_process(conn, serving) != std::process::ExitCode::SUCCESS))
+}
+
+/// The process's name, and nothing where the connections were.
+fn leave_streams() {
+    // It was executed by a path whose last part would be its name.
+    let _ = nix::sys::prctl::set_name(c"tapway");
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    if let Ok(null) = null {
+        let _ = nix::unistd::dup2_stdin(&null);
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+}
 
 /// Arguments of `tapway __network`.
 #[derive(Debug, Args)]
@@ -41,14 +83,8 @@ pub fn main(args: &NetworkProcessArgs) -> Result<u8, Failure> {
         Forked::Parent(_) => Ok(0),
         Forked::Child => spawn::leave_with(|| {
             let _ = setsid();
-            // It was executed by way of /proc/self/exe, whose last part would be its name.
-            let _ = nix::sys::prctl::set_name(c"tapway");
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
-            if let Ok(null) = null {
-                let _ = nix::unistd::dup2_stdin(&null);
-                let _ = nix::unistd::dup2_stdout(&null);
-            }
+            leave_streams();
             telemetry::init(0, LogFormat::Text);
             u8::from(serve(attach, reads, config, &args.dir) != std::process::ExitCode::SUCCESS)
         }),

@@ -55,6 +55,7 @@ pub mod netlink;
 pub mod networks;
 mod networks_inside;
 pub mod place;
+pub mod program;
 pub mod proto;
 pub mod published;
 pub mod resets;

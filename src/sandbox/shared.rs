@@ -26,7 +26,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -36,6 +36,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::blame;
 use super::control::{address, listen_as};
 use super::locked;
+use super::program;
 use crate::network::config::NetworkConfig;
 
 /// How long somebody else may take to start the process.
@@ -193,14 +194,22 @@ impl Shared {
             .map_err(|source| SharedError::File { what: "open", path: path.clone(), source })?;
         let failed = |source| SharedError::Start { network: self.config.name.clone(), source };
         let config = serde_json::to_string(&self.config).map_err(|error| failed(error.into()))?;
-        // The program that runs now, whatever has become of its file.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("tapway").args([COMMAND, &self.config.name, &config]).arg(&self.dir).current_dir("/");
-        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
-        command.stdin(Stdio::from(attach)).stdout(Stdio::from(control)).stderr(Stdio::from(log));
-        // What is waited for is the child that makes the process and leaves.
-        let status = command.status().map_err(failed)?;
-        if status.success() {
+        let start = |program: &Path| -> io::Result<bool> {
+            let mut command = Command::new(program);
+            command.arg0("tapway").args([COMMAND, &self.config.name, &config]).arg(&self.dir).current_dir("/");
+            command.env_clear().envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
+            command.stdin(attach.try_clone()?).stdout(control.try_clone()?).stderr(log.try_clone()?);
+            // What is waited for is the child that makes the process and leaves.
+            Ok(command.status()?.success())
+        };
+        if let Some(newer) = program::newer() {
+            match start(&newer.path) {
+                Ok(true) => return Ok(()),
+                Ok(false) => tracing::warn!("{} does not start; going on with what runs", newer.path.display()),
+                Err(error) => tracing::warn!("cannot start {}: {error}", newer.path.display()),
+            }
+        }
+        if start(Path::new(program::OWN)).map_err(failed)? {
             return Ok(());
         }
         Err(SharedError::Refused { network: self.config.name.clone(), log: path })

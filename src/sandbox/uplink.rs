@@ -3,7 +3,7 @@
 //!
 //! | | own | shared |
 //! |---|---|---|
-//! | begins | forked by this monitor | by the first monitor that needs it, executed anew (`sandbox::shared`) |
+//! | begins | forked by this monitor, and executed anew where another tapway is installed since (`sandbox::program`) | by the first monitor that needs it, executed anew (`sandbox::shared`) |
 //! | the connection | a socket pair | by its socket |
 //! | the connection closes | it died: reaped, and another is forked | it died or is leaving: found or started again |
 //! | the monitor ends | it is waited for, then killed | it goes on with its other members |
@@ -14,23 +14,29 @@
 //! takes ([`UplinkError::is_shortage`]), the monitor goes on without and tries again. A loss is counted once, though whoever is
 //! quick may meet the dying process of a shared network a second time.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::child::Child;
 use super::leases::HeldLease;
 use super::link::Link;
+use super::program::{self, Newer};
 use super::shared::{Shared, SharedError};
 use crate::network::config::{Membership, Turns};
 use crate::sys;
 use crate::sys::spawn::{self, Forked};
+use crate::telemetry;
 
 /// A network process that dies this often…
 pub const MAX_DEATHS: usize = 3;
@@ -50,12 +56,19 @@ pub enum Source {
     Shared(Box<Member>),
 }
 
+/// The hidden command that a process of one sandbox is, where it is executed.
+pub const COMMAND: &str = "__endpoint";
+
 /// A network process that is forked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Own {
     body: fn(OwnedFd, &'static Turns) -> ExitCode,
     /// Not all 0 while it serves the sandbox.
     serving: &'static Turns,
+    /// Where that is, for a process that is executed. None: none is.
+    words: Option<File>,
+    /// A program that was installed since and did not come to serve.
+    refused: RefCell<Option<Newer>>,
 }
 
 impl Own {
@@ -63,7 +76,16 @@ impl Own {
     pub fn new(body: fn(OwnedFd, &'static Turns) -> ExitCode) -> Self {
         /// Where it is not known: a child writes to its own copy.
         static UNSHARED: Turns = [const { AtomicU64::new(0) }; size_of::<Turns>() / size_of::<AtomicU64>()];
-        Self { body, serving: sys::memory::shared_words(None).unwrap_or(&UNSHARED) }
+        let words = memfd_create(c"serving", MFdFlags::MFD_CLOEXEC).ok().map(File::from);
+        let words = words.filter(|words| words.set_len(size_of::<Turns>() as u64).is_ok());
+        let serving = sys::memory::shared_words(words.as_ref()).unwrap_or(&UNSHARED);
+        Self { body, serving, words, refused: RefCell::new(None) }
+    }
+
+    /// What is installed now, if another program is and it has not failed yet.
+    fn newer(&self) -> Option<Newer> {
+        self.words.as_ref()?;
+        program::newer().filter(|newer| self.refused.borrow().as_ref() != Some(newer))
     }
 }
 
@@ -135,6 +157,8 @@ pub struct Uplink {
     pub ready: bool,
     /// None: it is a shared one.
     child: Option<Child>,
+    /// The child is of this program.
+    newer: Option<Newer>,
     losses: Losses,
     /// One of a shared network's was lost and is not replaced: how it went, and whether frames flowed before.
     lost: Option<(String, bool)>,
@@ -175,13 +199,17 @@ impl Source {
 
     /// Starts the process, or finds it; None where there is to be none.
     pub fn open(&self) -> Result<Option<Uplink>, UplinkError> {
-        let (conn, child) = match self {
+        let (conn, child, newer) = match self {
             Self::None => return Ok(None),
-            Self::Own(own) => fork(*own).map(|(conn, child)| (conn, Some(child)))?,
-            Self::Shared(member) => (member.shared.connect()?, None),
+            Self::Own(own) => {
+                let newer = own.newer();
+                let (conn, child) = fork(own, newer.as_ref())?;
+                (conn, Some(child), newer)
+            }
+            Self::Shared(member) => (member.shared.connect()?, None, None),
         };
         let link = Link::new(conn).map_err(call("make the attach connection non-blocking"))?;
-        Ok(Some(Uplink { link, ready: false, child, losses: Losses::default(), lost: None }))
+        Ok(Some(Uplink { link, ready: false, child, newer, losses: Losses::default(), lost: None }))
     }
 }
 
@@ -203,6 +231,10 @@ impl Uplink {
             None => "the connection to it closed".to_owned(),
         };
         if let Source::Own(own) = source {
+            if let Some(newer) = self.newer.take().filter(|_| !self.ready) {
+                tracing::warn!("{} does not come to serve; going on with the program that runs", newer.path.display());
+                own.refused.replace(Some(newer));
+            }
             if own.serving.iter().fold(0, |any, turn| any | turn.swap(0, Ordering::Relaxed)) != 0 {
                 how += ", while it served the sandbox's frames or connections";
             }
@@ -248,24 +280,45 @@ impl Uplink {
     }
 }
 
-/// Forks the network process. It has a session of its own, so that no terminal signals it, and only its end of the
-/// connection and stderr (for its log) are left to it.
-fn fork(Own { body, serving }: Own) -> Result<(OwnedFd, Child), UplinkError> {
+/// Forks the network process, which becomes `newer` if there is one. It has a session of its own, so that no terminal signals it, and
+/// only its end of the connection and stderr (for its log) are left to it.
+fn fork(own: &Own, newer: Option<&Newer>) -> Result<(OwnedFd, Child), UplinkError> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(call("make a socket pair"))?;
     match spawn::fork().map_err(call("fork the network process"))? {
         Forked::Parent(pid) => Ok((ours, Child::new(pid))),
         Forked::Child => spawn::leave_with(|| {
-            spawn::close_all_but(&[theirs.as_fd()]);
+            let words = own.words.as_ref().filter(|_| newer.is_some());
+            let kept: Vec<_> = [Some(theirs.as_fd()), words.map(AsFd::as_fd)].into_iter().flatten().collect();
+            spawn::close_all_but(&kept);
             let _ = nix::unistd::setsid();
+            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+            if let (Some(newer), Some(words)) = (newer, words) {
+                execute(newer, &theirs, words);
+            }
             if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
                 let _ = nix::unistd::dup2_stdin(&null);
                 let _ = nix::unistd::dup2_stdout(&null);
             }
-            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-            u8::from(body(theirs, serving) != ExitCode::SUCCESS)
+            u8::from((own.body)(theirs, own.serving) != ExitCode::SUCCESS)
         }),
     }
+}
+
+/// Becomes the other program; returns where that cannot be. Its standard input is the connection, its standard output where it notes
+/// whose turn it is.
+fn execute(newer: &Newer, theirs: &OwnedFd, words: &File) {
+    let become_it = || {
+        nix::unistd::dup2_stdin(theirs)?;
+        nix::unistd::dup2_stdout(words)?;
+        let text = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+        let path = CString::new(newer.path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
+        let format = if telemetry::is_json() { "json" } else { "text" };
+        let arguments = [text("tapway")?, text(COMMAND)?, text(format)?, text(&telemetry::in_force())?];
+        nix::unistd::execv(&path, &arguments)
+    };
+    let Err(errno) = become_it();
+    tracing::warn!("cannot execute {}: {}; going on with the program that runs", newer.path.display(), errno.desc());
 }
 
 #[cfg(test)]

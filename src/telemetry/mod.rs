@@ -182,6 +182,11 @@ fn note(text: &str) {
     text.clone_into(&mut IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
+/// True if lines are JSON.
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Relaxed)
+}
+
 /// What is logged now, in the words that set it: a level or directives. Empty where nothing is.
 pub fn in_force() -> String {
     IN_FORCE.lock().unwrap_or_else(PoisonError::into_inner).clone()

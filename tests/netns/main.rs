@@ -13,6 +13,7 @@ const PACKAGES: &str = "bubblewrap busybox curl dnsmasq-base dnsutils git iperf3
 mod spaces;
 
 mod attach;
+mod blame;
 mod broken;
 mod capture;
 mod control;
@@ -40,5 +41,6 @@ mod tcp;
 mod tools;
 mod turns;
 mod udp;
+mod upgrade;
 mod watching;
 mod world;

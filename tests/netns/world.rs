@@ -54,7 +54,8 @@ pub struct World {
     pub host: Ns,
     pub router: Ns,
     pub internet: Ns,
-    tapway: String,
+    /// The program that is tested.
+    pub tapway: String,
 }
 
 #[allow(clippy::unused_self, reason = "these ask about the one stage that exists")]
