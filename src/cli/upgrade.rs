@@ -95,10 +95,10 @@ pub fn main(args: &UpgradeArgs) -> Result<u8, Failure> {
     let own = env!("CARGO_PKG_VERSION");
     let upgraded = installed && new_version == own;
     if !upgraded {
-        let _ = write!(
+        let _ = writeln!(
             text,
             "it is not tapway {own} as installed here: the sandbox's monitor was started from another file, is older than upgrades, or says \
-             in its log why it went on with its own program; the sandbox can be run anew\n"
+             in its log why it went on with its own program; the sandbox can be run anew"
         );
     }
     let value = json!({
