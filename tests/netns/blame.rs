@@ -3,9 +3,9 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::named::{create, processes};
+use crate::named::{create, json, processes};
 use crate::spaces::wait_for;
-use crate::tools::{at, json, listen, serve};
+use crate::tools::{at, listen, serve};
 use crate::world::{INET4, World};
 
 /// How long it may take until somebody is put aside.

@@ -46,6 +46,11 @@ pub fn processes() -> Vec<i32> {
     pids().into_iter().filter(is_one).collect()
 }
 
+/// What `tapway` prints as JSON.
+pub fn json(w: &World, args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&w.tapway(args).ok()).unwrap()
+}
+
 #[test]
 fn names_lead_to_members_and_to_nobody_else() {
     World::run(|w| {

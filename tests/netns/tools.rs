@@ -246,8 +246,3 @@ pub fn expect_pattern(mut stream: impl Read + std::fmt::Debug, seed: u64) -> usi
         }
     }
 }
-
-/// What `tapway` prints as JSON.
-pub fn json(w: &crate::world::World, args: &[&str]) -> serde_json::Value {
-    serde_json::from_str(&w.tapway(args).ok()).unwrap()
-}

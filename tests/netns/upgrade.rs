@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::named::{create, member, processes};
+use crate::named::{create, json, member, processes};
 use crate::spaces::wait_for;
-use crate::tools::{at, connect, echo_tcp, json};
+use crate::tools::{at, connect, echo_tcp};
 use crate::world::{HOST4, World};
 
 /// How long the next process may take.
