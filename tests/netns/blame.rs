@@ -61,7 +61,7 @@ fn who_kills_it_is_known_though_others_are_at_their_turn_in_another_lane() {
         let lethal =
             |args: &[&str]| w.tapway(args).env("TAPWAY_DEBUG_LETHAL", "lethal-frame-4711").env("TAPWAY_QUEUES", "2");
         serve(listen(&w.internet, at(INET4, 7400)), |mut stream, _| {
-            let block = [7; 65_536];
+            let block = vec![7; 65_536];
             while stream.write_all(&block).is_ok() {}
         });
         create(w, &["web"]);
