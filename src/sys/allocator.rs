@@ -117,6 +117,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no mincore(2)")]
     fn a_large_block_is_zero_and_costs_what_is_touched() {
         let layout = Layout::from_size_align(4 * LARGE, 1).expect("valid");
         // SAFETY: the layout's size is not zero; the block is written within its size and freed once with its layout.

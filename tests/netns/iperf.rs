@@ -61,14 +61,17 @@ fn udp(w: &World, mtu: &str) {
     let guest = w.guest(&["--mtu", mtu]);
     for server in [INET4.to_string(), INET6.to_string()] {
         for extra in [&["-u", "-b", "80M", "-l", "1200"][..], &["-u", "-b", "80M", "-l", "1200", "-R"]] {
-            let record = iperf(w, &guest, &server, extra);
-            let sum = &record["end"]["sum"];
-            let lost = sum["lost_percent"].as_f64().expect("lost_percent");
-            let packets = sum["packets"].as_u64().unwrap_or(0);
+            // Nothing is lost on an idle machine; a busy one with two CPUs may drop a burst, but not each time.
+            let tries = (0..3).map(|_| {
+                let record = iperf(w, &guest, &server, extra);
+                let sum = &record["end"]["sum"];
+                let lost = sum["lost_percent"].as_f64().expect("lost_percent");
+                (sum["packets"].as_u64().unwrap_or(0), lost)
+            });
             // 80 Mbit/s for 3 s are 25 000 datagrams.
-            assert!(packets > 15_000, "MTU {mtu}, {server} {extra:?}: only {packets} datagrams");
-            // Nothing is lost on an idle machine; a busy one with two CPUs may drop a burst.
-            assert!(lost < 10.0, "MTU {mtu}, {server} {extra:?}: {lost} % lost");
+            let mut seen = Vec::new();
+            let kept = tries.inspect(|one| seen.push(*one)).any(|(packets, lost)| packets > 15_000 && lost < 10.0);
+            assert!(kept, "MTU {mtu}, {server} {extra:?}: datagrams and percent lost {seen:?}");
         }
     }
 }
