@@ -12,8 +12,9 @@
 //!
 //! **Ends.** FIN from the guest, once the from-guest ring is drained: the runtime does shutdown(SHUT_WR) and says
 //! [`Tcp::handle_host_shut`]. End of file from the host: [`Tcp::handle_host_eof`], FIN once the to-guest ring is drained.
-//! Both: [`TcpWork::Close`] in order. Anything else is a reset, passed on to the other side. A flow that reaches
-//! TIME-WAIT is forgotten at once: the link does not lose or reorder, so no old duplicate can come, and sequence numbers
+//! Both: [`TcpWork::Close`] in order. Anything else is a reset, passed on to the other side, but what the guest resets behind both FINs: that
+//! stream is whole. A flow that reaches TIME-WAIT is forgotten at once (with bytes left for the host, when those are sent): the link does not reorder,
+//! so no old duplicate can come but what the guest repeats, which gets a reset that it does not mind, and sequence numbers
 //! that grow per 4-tuple (`isn`) make its reuse safe.
 //!
 //! **Never dropped.** What the host does not take stays in the ring and closes the guest's window.
@@ -388,7 +389,10 @@ impl Tcp {
         flow.reopened |=
             was_shut && flow.wire.window_of_guest > 0 && flow.wire.in_flight() && flow.phase == Phase::Open;
         mark(&mut self.dirty, id, flow);
-        let is_reset = segment.has(RST);
+        // Behind both FINs a reset ends nothing that has not ended in order (RFC 9293, section 3.10.7.4): it answers the
+        // acknowledgement of a repeated FIN, when the guest has forgotten the connection.
+        let is_reset = segment.has(RST)
+            && !matches!(flow.state(), State::Closing | State::LastAck | State::TimeWait | State::Closed);
         // In order, and nothing before it waits: a second one gets its acknowledgement at once, as RFC 9293 wants.
         let payload = segment.payload_len();
         flow.ack_may_wait = payload > 0
@@ -438,7 +442,7 @@ impl Tcp {
         let from_guest = tcp.recv_queue();
         let fin_seen = match state {
             State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
-            // LAST-ACK ends in CLOSED once our FIN is acknowledged; the guest's FIN came before.
+            // LAST-ACK and its like end in CLOSED once our FIN is acknowledged, or reset; the guest's FIN came before.
             State::Closed => !entry.reset,
             _ => false,
         };
@@ -561,7 +565,7 @@ impl Tcp {
             }
         }
         let state = flow.state();
-        // CLOSED without a reset follows LAST-ACK: both FINs are acknowledged, but bytes may still wait for the host.
+        // CLOSED without a reset follows LAST-ACK, or a reset behind both FINs, but bytes may still wait for the host.
         let ended = match state {
             State::Listen => Some(false),
             State::Closed if flow.reset => Some(false),
