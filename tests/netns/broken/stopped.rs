@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{cpu, network_pid, restarts, rests};
 use crate::named::{create, member, processes};
-use crate::tools::{Pattern, any, at, connect, echo_tcp, heard_udp, tell_udp, udp};
+use crate::tools::{Pattern, any, at, connect, echo_tcp, heard_udp, listen, serve, tell_udp, udp};
 use crate::world::{Guest, HOST4, INET4, World};
 
 /// How long a process is stopped. Longer than all that is repeated after a second or two.
@@ -37,6 +37,35 @@ fn under_way(guest: &Guest, f: impl FnOnce()) -> usize {
     f();
     writer.join().unwrap();
     reader.join().unwrap()
+}
+
+/// A guest repeats the FIN of its answer meanwhile, and has forgotten the connection when both are acknowledged: it answers the second
+/// acknowledgement with a reset, which is not the client's business.
+#[test]
+fn an_end_that_is_repeated_meanwhile_is_an_end_in_order() {
+    World::run(|w| {
+        let site = w.guest(&["--name", "site", "-p", "8000:7000"]);
+        let pid = network_pid(w, "site");
+        let pause = Duration::from_millis(50);
+        serve(listen(&site.ns, at([0; 4], 7000)), move |mut stream, _| {
+            let mut question = Vec::new();
+            let _ = stream.read_to_end(&mut question);
+            std::thread::sleep(pause);
+            let _ = stream.write_all(&question);
+        });
+        for round in 0..10 {
+            let mut stream = connect(&w.internet, at(HOST4, 8000)).unwrap();
+            stream.write_all(b"a question").unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            std::thread::sleep(pause / 2);
+            w.host.sh(&format!("kill -STOP {pid}"));
+            std::thread::sleep(Duration::from_millis(500));
+            w.host.sh(&format!("kill -CONT {pid}"));
+            let mut answer = Vec::new();
+            let read = stream.read_to_end(&mut answer);
+            assert!(read.is_ok() && answer == b"a question", "round {round}: {read:?}, {answer:?}");
+        }
+    });
 }
 
 #[test]
