@@ -405,7 +405,7 @@ fn a_reset_after_both_ends_is_none_for_the_host() {
                 conn.acknowledge(&mut world);
             }
         }
-        if !(acknowledged && !host_first) {
+        if host_first || !acknowledged {
             world.send(&conn.seg(RST, b""));
         }
         world.pass(Duration::from_secs(30));
