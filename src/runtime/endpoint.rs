@@ -42,7 +42,7 @@ use crate::stack::tcp::{ConnectFailure, TcpTarget, TcpWork};
 use crate::stack::verdict::DropReason;
 use crate::stack::{HostError, Limits, Stack};
 use crate::sys::msg;
-use share::AUDIT;
+use share::FIRST;
 
 /// Bytes moved from one host socket in one turn.
 const HOST_BUDGET: usize = 512 * 1024;
@@ -108,6 +108,8 @@ pub struct Endpoint {
     looks: VecDeque<(Instant, What)>,
     /// Flows of which bytes wait, and when each is asked what it holds.
     stalls: VecDeque<(Instant, Id)>,
+    /// Those that do so since a moment ago.
+    fresh: VecDeque<(Instant, Id)>,
     /// What it has, as added up with what the others have.
     pub held: Held,
     /// Its part in the time of all.
@@ -154,6 +156,7 @@ impl Endpoint {
             resting_until: None,
             looks: VecDeque::new(),
             stalls: VecDeque::new(),
+            fresh: VecDeque::new(),
             held: Held::default(),
             share: Share::new(limits.junk),
             charged: (Traffic::default(), 0),
@@ -182,7 +185,7 @@ impl Endpoint {
     pub fn next_due(&self) -> Option<Instant> {
         let held = self.sockets.faults.as_ref().and_then(|faults| faults.next_timeout());
         let look = self.looks.front().map(|(at, _)| *at);
-        let stall = self.stalls.front().map(|(at, _)| *at);
+        let stall = [&self.stalls, &self.fresh].into_iter().filter_map(|all| all.front()).map(|(at, _)| *at).min();
         let rests = [self.resting_until, self.share.rests_until];
         [self.stack.next_timeout(), rests[0], rests[1], self.sockets.captures.due(), held, look, stall]
             .into_iter()
@@ -547,7 +550,7 @@ impl Endpoint {
         } else if socket.stalled.is_none() {
             socket.stalled = Some(now);
             if !std::mem::replace(&mut socket.audited, true) {
-                self.stalls.push_back((now + AUDIT.into(), flow));
+                self.fresh.push_back((now + FIRST.into(), flow));
             }
         }
         // Both directions ended: EPOLLHUP would be reported without end. What is left is read as the guest makes room.
