@@ -78,13 +78,24 @@ impl Terminal {
         }
     }
 
+    /// Waits until the leader of the foreground is that program: the shell's child ignores ^Z until it has become it, though it has the
+    /// terminal by then.
+    pub fn foreground_becomes(&self, program: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let name = || std::fs::read_to_string(format!("/proc/{}/comm", self.foreground())).unwrap_or_default();
+        while name().trim() != program {
+            assert!(Instant::now() < deadline, "in the foreground is {:?}, not {program}", name());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// A shell inside, whose prompt is `in$ `, stops a job, goes on with it and interrupts it; then it ends with 7, which
     /// the shell outside sees.
     pub fn job_control_inside(&mut self) {
         self.expect("in$ ");
         let inner = self.foreground();
         self.keys("sleep 60\n");
-        self.foreground_leaves(inner);
+        self.foreground_becomes("sleep");
         self.keys("\x1a");
         self.expect("Stopped");
         self.expect("in$ ");
