@@ -114,15 +114,19 @@ fn the_file_follows_slow_traffic() {
     taken.settle(now);
     assert_eq!(taken.due(), None);
     while !written(1) {}
+    let mut asked_again = false;
     for packets in 2..=5 {
         // One that comes right behind waits its time; the engine is told when.
         taken.take(Direction::FromGuest, &udp(2, 10));
         taken.settle(now);
-        assert_eq!(taken.due(), Some(now + FOLLOW.into()));
+        // Unless the one before went long ago.
+        let at_once = std::mem::take(&mut asked_again) && taken.due().is_none();
+        assert!(at_once || taken.due() == Some(now + FOLLOW.into()), "{:?} at {now}", taken.due());
         now += FOLLOW.into();
         taken.settle(now);
         while !written(packets) {
             // The writer may not have given the last chunk back yet; then it is asked again.
+            asked_again = true;
             now += FOLLOW.into();
             taken.settle(now);
         }
