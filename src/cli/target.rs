@@ -51,6 +51,12 @@ pub fn find(typed: &str) -> Result<Target, Failure> {
     Ok(target(Server::at(state::socket(&dir, &found.id)), Some(found.clone())))
 }
 
+/// The words that a process was started with; none where /proc does not tell.
+pub fn words_of(pid: i32) -> Vec<Vec<u8>> {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect()
+}
+
 /// Where sandboxes are registered.
 pub fn runtime_dir() -> Result<PathBuf, Failure> {
     state::runtime_dir(std::env::var_os("XDG_RUNTIME_DIR")).map_err(|error| Failure::runtime(&error))

@@ -116,8 +116,7 @@ fn parent(pid: i32) -> Option<i32> {
 
 /// True if it was executed by its monitor, and not forked.
 fn is_executed(pid: i32) -> bool {
-    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    words.split(|&byte| byte == 0).nth(1) == Some(uplink::COMMAND.as_bytes())
+    target::words_of(pid).get(1).is_some_and(|word| word == uplink::COMMAND.as_bytes())
 }
 
 /// True if its program is this one.

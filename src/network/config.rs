@@ -142,6 +142,18 @@ pub const CULPRIT: usize = MAX_QUEUES.get() as usize;
 /// At the turn of no endpoint.
 pub const NOBODYS: u64 = 1;
 
+/// At whose turn a process died of which this is left: what the thread that panicked noted, or one sandbox's that alone had its turn. Its
+/// [`mark`].
+pub fn at_turn(turns: &[u64; CULPRIT + 1]) -> Option<u64> {
+    let (lanes, culprit) = (&turns[..CULPRIT], turns[CULPRIT]);
+    if culprit != 0 {
+        return Some(culprit).filter(|&culprit| culprit != NOBODYS);
+    }
+    let mut marks = lanes.iter().copied().filter(|&mark| mark != 0);
+    let mark = marks.next()?;
+    marks.all(|other| other == mark).then_some(mark)
+}
+
 /// A sandbox's id as one number that is never 0.
 pub fn mark(id: &str) -> u64 {
     1 << 63 | u64::from_str_radix(id, 16).unwrap_or_default()
@@ -271,6 +283,24 @@ mod tests {
         for text in ["", "0", "9", "-1", "1.0", "256", "two"] {
             assert_eq!(parse_queues(text), Err(QueuesError(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn of_two_at_their_turn_the_one_that_panicked_is_meant() {
+        let (a, b) = (mark("00000000000a"), mark("00000000000b"));
+        let meant = |lanes: [u64; 2], culprit: u64| {
+            let mut turns = [0; CULPRIT + 1];
+            turns[..2].copy_from_slice(&lanes);
+            turns[CULPRIT] = culprit;
+            at_turn(&turns)
+        };
+        assert_eq!(meant([0, 0], 0), None);
+        assert_eq!((meant([a, 0], 0), meant([a, a], 0)), (Some(a), Some(a)));
+        assert_eq!(meant([a, b], 0), None);
+        assert_eq!(meant([a, b], b), Some(b));
+        // It is not known yet that the other lane's turn is over.
+        assert_eq!(meant([a, 0], b), Some(b));
+        assert_eq!(meant([a, 0], NOBODYS), None, "the control thread's own");
     }
 
     #[test]

@@ -99,19 +99,6 @@ pub fn serving(dir: &Path) -> io::Result<&'static Turns> {
     sys::memory::shared_words(Some(&file))
 }
 
-/// Whose turn it was: by what the thread said that panicked, or if it was one sandbox's alone.
-fn alone(words: &[u8; size_of::<Turns>()]) -> Option<String> {
-    let (words, _) = words.as_chunks::<8>();
-    let mut marks = words.iter().map(|&word| u64::from_ne_bytes(word));
-    let culprit = marks.next_back().unwrap_or_default();
-    if culprit != 0 {
-        return config::sandbox_of(culprit);
-    }
-    let mut marks = marks.filter(|&mark| mark != 0);
-    let mark = marks.next()?;
-    if marks.all(|other| other == mark) { config::sandbox_of(mark) } else { None }
-}
-
 /// Takes down at whose turn the last process died, if it did so at anybody's. Called by who is about to start another, with the lock.
 pub fn account(dir: &Path) -> io::Result<()> {
     let file = open(dir, "serving")?;
@@ -119,7 +106,13 @@ pub fn account(dir: &Path) -> io::Result<()> {
     if file.read_exact_at(&mut words, 0).is_err() {
         return Ok(());
     }
-    let Some(sandbox) = alone(&words) else { return file.write_all_at(&[0; size_of::<Turns>()], 0) };
+    let mut turns = [0; config::CULPRIT + 1];
+    for (turn, word) in turns.iter_mut().zip(words.as_chunks::<8>().0) {
+        *turn = u64::from_ne_bytes(*word);
+    }
+    let Some(sandbox) = config::at_turn(&turns).and_then(config::sandbox_of) else {
+        return file.write_all_at(&[0; size_of::<Turns>()], 0);
+    };
     file.write_all_at(&[0; size_of::<Turns>()], 0)?;
     let mut known = Deaths::read(dir);
     if known.add(sandbox.clone(), state::now()) {
@@ -155,27 +148,6 @@ pub fn refusal(network: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_two_at_their_turn_the_one_that_panicked_is_to_blame() {
-        let (a, b) = (config::mark("00000000000a"), config::mark("00000000000b"));
-        let blamed = |turns: &[u64], culprit: u64| {
-            let mut words = [0; size_of::<Turns>()];
-            for (at, turn) in turns.iter().enumerate() {
-                words[8 * at..][..8].copy_from_slice(&turn.to_ne_bytes());
-            }
-            words[8 * config::CULPRIT..].copy_from_slice(&culprit.to_ne_bytes());
-            alone(&words)
-        };
-        assert_eq!(blamed(&[0, 0], 0), None);
-        assert_eq!(blamed(&[a, 0], 0).as_deref(), Some("00000000000a"));
-        assert_eq!(blamed(&[a, a], 0).as_deref(), Some("00000000000a"));
-        assert_eq!(blamed(&[a, b], 0), None);
-        assert_eq!(blamed(&[a, b], b).as_deref(), Some("00000000000b"));
-        // It is not known yet that the other lane's turn is over.
-        assert_eq!(blamed(&[a, 0], b).as_deref(), Some("00000000000b"));
-        assert_eq!(blamed(&[a, 0], config::NOBODYS), None, "the control thread's own");
-    }
 
     #[test]
     fn three_deaths_of_one_put_it_aside() {

@@ -33,7 +33,7 @@ use super::leases::HeldLease;
 use super::link::Link;
 use super::program::{self, Newer};
 use super::shared::{Shared, SharedError};
-use crate::network::config::{Membership, Turns};
+use crate::network::config::{self, Membership, Turns};
 use crate::sys;
 use crate::sys::spawn::{self, Forked};
 use crate::telemetry;
@@ -235,7 +235,9 @@ impl Uplink {
                 tracing::warn!("{} does not come to serve; going on with the program that runs", newer.path.display());
                 own.refused.replace(Some(newer));
             }
-            if own.serving.iter().fold(0, |any, turn| any | turn.swap(0, Ordering::Relaxed)) != 0 {
+            // All lanes are this sandbox's; what the control thread dies of is not.
+            let turns = own.serving.each_ref().map(|turn| turn.swap(0, Ordering::Relaxed));
+            if config::at_turn(&turns).is_some() {
                 how += ", while it served the sandbox's frames or connections";
             }
             if self.losses.count(false, self.ready, 0, Instant::now()) {

@@ -89,7 +89,6 @@ pub fn main(args: &UpgradeArgs) -> Result<u8, Failure> {
 
 /// True if the process of that number is a network's, as far as /proc can tell: it may be of another PID namespace.
 fn is_it(info: &NetworkProcessInfo) -> bool {
-    let words = std::fs::read(format!("/proc/{}/cmdline", info.pid)).unwrap_or_default();
-    let mut words = words.split(|&byte| byte == 0).skip(1);
-    words.next() == Some(shared::COMMAND.as_bytes()) && words.next() == Some(info.name.as_bytes())
+    let words = target::words_of(info.pid.cast_signed());
+    words.get(1..3).is_some_and(|words| words == [shared::COMMAND.as_bytes(), info.name.as_bytes()])
 }
